@@ -1,0 +1,3 @@
+from eimf.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""ComiRec-DR: interests by dynamic routing (Cen et al., KDD 2020, arXiv 2005.09347, section 3.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, BackboneConfig, Interests, route
+from eimf.options import option
+
+
+@dataclass(frozen=True)
+class ComiRecDRConfig(BackboneConfig):
+    """Options of ComiRec-DR."""
+
+    n_interests: int = option(4, low=1)
+    """K (ComiRec: 4)."""
+    iterations: int = option(3, low=1)
+    """Routing iterations (ComiRec: 3)."""
+    per_position: bool = True
+    """A map for every position and interest, as in the authors' code; false: one for every interest, as in the
+    paper's text."""
+    dropout: float = option(0.0, low=0.0, high=0.95)
+    """Dropout of the history's item vectors (ComiRec: none)."""
+
+
+class ComiRecDR(Backbone):
+    """Every item votes for every interest through a linear map; routing logits start at zero.
+
+    Deviation: positions count back from the most recent item (see ComiRec-SA).
+    """
+
+    config = ComiRecDRConfig
+    routes = True
+
+    def __init__(
+        self,
+        n_items: int,
+        max_len: int,
+        embed_dim: int = 64,
+        normalize: bool = False,
+        init_std: float = 0.05,
+        n_interests: int = 4,
+        iterations: int = 3,
+        per_position: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
+        self.n_interests, self.iterations = n_interests, iterations
+        maps = torch.randn(max_len if per_position else 1, embed_dim, n_interests * embed_dim)
+        self.maps = nn.Parameter(maps * embed_dim**-0.5)
+        self.dropout = nn.Dropout(dropout)
+
+    def extract(self, history: Int[Tensor, "B L"]) -> Interests:
+        batch, length = history.shape
+        items = self.dropout(self.item_embedding(history))  # [B, L, D]
+        maps = self.maps[-length:] if len(self.maps) > 1 else self.maps.expand(length, -1, -1)
+        votes = torch.bmm(items.transpose(0, 1), maps)  # [L, B, K*D]
+        votes = votes.view(length, batch, self.n_interests, self.embed_dim).permute(1, 2, 0, 3)
+        mask = (history != 0)[:, None].to(votes.dtype)
+        return route(votes, votes.new_zeros(batch, self.n_interests, length), mask, self.iterations)

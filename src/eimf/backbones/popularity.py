@@ -1,0 +1,42 @@
+"""Popularity: the same most frequent training items for everyone. No training; the floor to compare with."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.options import option
+
+
+@dataclass(frozen=True)
+class PopularityConfig(BackboneConfig):
+    """Popularity has no options of its own."""
+
+    embed_dim: int = option(1, low=1, high=1)
+    """One number for an item: its count."""
+
+
+class Popularity(Backbone):
+    """Every user has the one interest [1]; an item's vector is its count in the training interactions."""
+
+    config = PopularityConfig
+    trainable = False
+    counts: Tensor
+
+    def __init__(
+        self, n_items: int, max_len: int, embed_dim: int = 1, normalize: bool = False, init_std: float = 0.05
+    ) -> None:
+        super().__init__(n_items, max_len, 1, False, init_std)
+        del self.item_embedding
+        self.register_buffer("counts", torch.zeros(n_items + 1, 1))
+
+    def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
+        self.counts.copy_(item_counts[:, None])
+
+    def extract(self, history: Int[Tensor, "B L"]) -> Interests:
+        return Interests(self.counts.new_ones(len(history), 1, 1))
+
+    def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
+        return self.counts if items is None else self.counts[items]

@@ -1,0 +1,52 @@
+"""YouTubeDNN's candidate generator: mean pooling (Covington et al., RecSys 2016), one interest.
+
+With `backbone.normalize=true loss.temperature=0.07` it is the cosine softmax baseline that several papers found
+to beat multi-interest models trained without it.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.options import option
+
+
+@dataclass(frozen=True)
+class YouTubeDNNConfig(BackboneConfig):
+    """Options of YouTubeDNN."""
+
+    layers: int = option(1, low=0)
+    """Dense layers on the pooled history, ReLU between them (1 linear layer in ComiRec's comparison)."""
+    dropout: float = option(0.0, low=0.0, high=0.95)
+    """Dropout of the history's item vectors (none)."""
+
+
+class YouTubeDNN(Backbone):
+    """Mean of the history's item vectors, then dense layers. No user features, as our data have none."""
+
+    config = YouTubeDNNConfig
+
+    def __init__(
+        self,
+        n_items: int,
+        max_len: int,
+        embed_dim: int = 64,
+        normalize: bool = False,
+        init_std: float = 0.05,
+        layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
+        self.tower = nn.ModuleList(nn.Linear(embed_dim, embed_dim) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def extract(self, history: Int[Tensor, "B L"]) -> Interests:
+        items = self.dropout(self.item_embedding(history))
+        count = (history != 0).sum(dim=1, keepdim=True).clamp(min=1)
+        pooled = items.sum(dim=1) / count
+        for depth, layer in enumerate(self.tower):
+            pooled = layer(F.relu(pooled) if depth else pooled)
+        return Interests(pooled[:, None])

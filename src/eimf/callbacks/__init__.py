@@ -1,0 +1,7 @@
+"""What happens around training, one concern a file."""
+
+from eimf.callbacks.curves import Curves
+from eimf.callbacks.epoch_seed import EpochSeed
+from eimf.callbacks.retrieval_eval import Evaluation, RetrievalEval
+
+__all__ = ["Curves", "EpochSeed", "Evaluation", "RetrievalEval"]

@@ -1,0 +1,258 @@
+"""The command `eimf`: parse, load, call. An error of the user's is one line and exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from eimf.errors import ConfigError, DataError, EimfError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `eimf --help` needs none of it
+    from eimf.callbacks import Evaluation
+    from eimf.config import Config
+    from eimf.data.sequences import Prepared
+
+SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except EimfError as error:
+        print(f"eimf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eimf: interrupted; continue with: eimf train --resume RUN", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, for example `head`, has gone
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eimf", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"eimf {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    def experiment(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "experiment",
+            nargs="*",
+            metavar="EXPERIMENT.yaml | key=value",
+            help="an experiment file and settings that win over it, for example optim.lr=0.002",
+        )
+        made.add_argument("--dataset", help="name of experiments/datasets/NAME.yaml")
+        made.add_argument("--backbone", help="name of experiments/backbones/NAME.yaml")
+
+    experiment(command("prepare", _prepare, "download, filter and number a data set; print its statistics"))
+    train = command("train", _train, "train a model, evaluate it, and write its run folder")
+    experiment(train)
+    train.add_argument("--resume", metavar="RUN", type=Path, help="continue an interrupted run from its last epoch")
+    evaluate = command("evaluate", _evaluate, "evaluate a run's best checkpoint again")
+    evaluate.add_argument("run_folder", metavar="RUN", type=Path)
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.index=hnsw")
+    recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
+    recommend.add_argument("run_folder", metavar="RUN", type=Path)
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
+    who.add_argument("--user", metavar="USER_ID", help="a user of the data set; his whole history is used")
+    recommend.add_argument("-n", type=int, default=10, help="length of the lists (default 10)")
+    recommend.add_argument("--diversity", type=float, default=0.0, help="weight of category diversity (default 0)")
+    recommend.add_argument("--include-seen", action="store_true", help="items of the history may be recommended")
+    return parser
+
+
+def _version() -> str:
+    from eimf import __version__
+
+    return __version__
+
+
+def _load(options: argparse.Namespace) -> "Config":
+    from eimf.config import find_experiment, load
+
+    files = [text for text in options.experiment if "=" not in text]
+    settings = [text for text in options.experiment if "=" in text]
+    if len(files) > 1:
+        raise ConfigError(f"{files[1]!r}: one experiment file at a time; settings are key=value.")
+    if files:
+        if options.dataset or options.backbone:
+            raise ConfigError("--dataset, --backbone: go without an experiment file; give dataset=NAME as a setting.")
+        return load(files[0], settings)
+    dataset, backbone = options.dataset or "demo", options.backbone or "comirec_sa"
+    named = find_experiment(f"{dataset}/{backbone}.yaml")
+    if named is not None:
+        return load(named, settings)
+    return load(None, [f"dataset={dataset}", f"backbone={backbone}", *settings])
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from eimf.data.sequences import prepare
+
+    config = _load(options)
+    prepared = prepare(config.dataset, config.data.root, _say)
+    print_statistics(prepared)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from eimf.training import resume_config, train
+
+    if options.resume is not None:
+        if options.experiment or options.dataset or options.backbone:
+            raise ConfigError("--resume: continues with the run's own configuration; give nothing else with it.")
+        config = resume_config(options.resume)
+    else:
+        config = _load(options)
+    from eimf.data.sequences import prepare
+
+    if _is_first():
+        print_statistics(prepare(config.dataset, config.data.root, _say))
+    run = train(config, options.resume, _say if _is_first() else lambda text: None)
+    if _is_first():
+        print_results(run.results, f"{config.run_name}, {config.split.kind} split, seed {config.seed}")
+        _say(f"written: {run.folder}/ (config.yaml, metrics.csv, results.json, checkpoints/best.ckpt, ...)")
+        _say(f'try:     eimf recommend {run.folder} --user "{_some_user(config)}"')
+
+
+def _is_first() -> bool:
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return (getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+def _some_user(config: "Config") -> str:
+    from eimf.data.sequences import prepare
+
+    return prepare(config.dataset, config.data.root).user_ids[0]
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from eimf.training import evaluate_run
+
+    results, config = evaluate_run(options.run_folder, options.overrides, _say)
+    print_results(results, f"{config.run_name}, {config.split.kind} split, index {config.eval.index}")
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    from eimf.recommender import load
+
+    if options.n < 1:
+        raise ConfigError(f"-n: must be at least 1, is {options.n}.")
+    model = load(options.run_folder)
+    if options.user is not None:
+        history = _history_of(options.user, model.config)
+    else:
+        history = [part.strip() for part in options.history.split(",") if part.strip()]
+    keep = {"filter_seen": not options.include_seen}
+    table = Table(title=f"history ({len(history)} items, oldest first)", title_justify="left")
+    table.add_column("item")
+    table.add_column("title")
+    for item in history[-model.config.data.max_len :]:
+        table.add_row(item, _plain(model.title(item)))
+    console = Console()
+    console.print(table)
+    lists = model.recommend_by_interest(history, options.n, **keep) if model.n_interests > 1 else []
+    merged = model.recommend(history, options.n, diversity=options.diversity, **keep)
+    for name, found in [(f"interest {k}", one) for k, one in enumerate(lists)] + [("merged", merged)]:
+        table = Table(title=name, title_justify="left")
+        for column in ("item", "title", "score", "interest"):
+            table.add_column(column, justify="right" if column in ("score", "interest") else "left")
+        for one in found:
+            table.add_row(one.item_id, _plain(one.title), f"{one.score:.3f}", str(one.interest))
+        console.print(table)
+
+
+def _plain(text: str) -> Any:
+    """A title as text: markup in it is shown, not obeyed."""
+    from rich.text import Text
+
+    return Text(text or "(no title)")
+
+
+def _history_of(user_id: str, config: "Config") -> list[str]:
+    from eimf.data.sequences import prepare
+
+    prepared = prepare(config.dataset, config.data.root)
+    found = (prepared.user_ids == user_id).arg_max()
+    if found is None or prepared.user_ids[found] != user_id:
+        raise DataError(
+            f"--user: {user_id!r} is not among the {len(prepared.user_ids)} users of {config.dataset.name} (ids look like "
+            f"{', '.join(map(repr, prepared.user_ids.head(3)))}); use --history for a new user."
+        )
+    sequences = prepared.sequences
+    numbers = sequences.items[sequences.offsets[found] : sequences.offsets[found + 1]]
+    return prepared.items["item_id"][numbers - 1].to_list()
+
+
+def print_statistics(prepared: "Prepared") -> None:
+    """Print the usual statistics table of a data set, and what was repaired."""
+    from eimf.data.sequences import statistics
+
+    found = statistics(prepared)
+    table = Table(title=f"{prepared.folder.name}", title_justify="left")
+    for column in ("users", "items", "interactions", "mean length", "median", "density", "last two tied"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{found.users:,}",
+        f"{found.items:,}",
+        f"{found.interactions:,}",
+        f"{found.mean_length:.2f}",
+        f"{found.median_length:.0f}",
+        f"{100 * found.density:.3f}%",
+        f"{100 * found.tied_users:.1f}%",
+    )
+    Console().print(table)
+    for what, count in prepared.manifest.repairs.items():
+        _say(f"  {count:,} {what}")
+
+
+def print_results(results: "dict[str, Evaluation]", title: str) -> None:
+    """Print metrics of validation and test users, and what more is known of the test lists."""
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    columns = list(results)
+    for part in columns:
+        table.add_column(part, justify="right")
+    untied = any(key.startswith("untied/") for one in results.values() for key in one.summary)
+    if untied:
+        table.add_column("test, untied", justify="right")
+    keys = [key for key in results["test"].summary if key.split("@")[0] in SHOWN]
+    for key in keys:
+        row = [f"{results[part].summary[key]:.4f}" for part in columns]
+        if untied:
+            value = results["test"].summary.get(f"untied/{key}")
+            row.append("" if value is None else f"{value:.4f}")
+        table.add_row(key, *row)
+    console.print(table)
+    rest = {key: value for key, value in results["test"].summary.items() if key not in keys and "untied/" not in key}
+    if rest:
+        console.print("test lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False)
+    trade_off = results["test"].trade_off
+    if len(trade_off) > 1:
+        table = Table(title="accuracy against diversity (ComiRec's controllable aggregation), test", title_justify="left")
+        for column in trade_off[0]:
+            table.add_column(column, justify="right")
+        for one in trade_off:
+            table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in one.items()))
+        console.print(table)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,464 @@
+"""The configuration: a schema of frozen dataclasses, and `load`, which fills it.
+
+Layers, later ones win: `experiments/datasets/<name>.yaml`, `experiments/backbones/<name>.yaml`, the
+experiment's YAML, `key=value` arguments. The result of a run is saved as `config.yaml` in its folder and
+can be given back to `eimf train`. Each field below says its meaning, its unit and where its default is from.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eimf.backbones import BACKBONES
+from eimf.backbones.base import BackboneConfig
+from eimf.errors import ConfigError
+from eimf.options import option
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The simulated shop (`source: demo`)."""
+
+    n_users: int = option(3200, low=10)
+    """Users before the k-core filter."""
+    n_items: int = option(1600, low=50)
+    """Items before the k-core filter."""
+    mean_length: float = option(14.0, low=5)
+    """Mean number of interactions of a user before the filter."""
+    seed: int = option(0, low=0)
+    """Seed of the simulator."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What the data are and where they come from."""
+
+    name: str = "demo"
+    """Names the folder under `data/` and, by default, the experiment."""
+    source: Literal["demo", "table", "amazon", "movielens"] = "demo"
+    """Reader of the raw files: a module of `eimf.data.sources`."""
+    format: str = ""
+    """Variant of the source: 2014, 2018 or 2023 (amazon); 100k or 1m (movielens)."""
+    interactions: str = ""
+    """File of interactions: a path, or a name in `data/raw/<name>/`."""
+    items: str = ""
+    """File of item texts, optional; as above."""
+    urls: dict[str, str] = field(default_factory=dict)
+    """File name -> address to download it from."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """File name -> SHA-256 that it must have, where known."""
+    user_column: str = "user_id"
+    """Columns of `source: table`."""
+    item_column: str = "item_id"
+    timestamp_column: str = "timestamp"
+    """Unix seconds or ISO 8601 date-times; empty: the order of the rows is the order of events."""
+    title_column: str = "title"
+    categories_column: str = "categories"
+    brand_column: str = "brand"
+    separator: str = ","
+    """Separator of CSV columns, and of category names inside a CSV cell this is `|`."""
+    user_min: int = option(5, low=1)
+    """Users with fewer interactions are removed (5-core in the literature)."""
+    item_min: int = option(5, low=1)
+    """Items with fewer interactions are removed."""
+    core: Literal["iterative", "one_pass"] = "iterative"
+    """`iterative`: a true k-core. `one_pass`: both counts taken once on the raw data, as ComiRec's code does."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows that repeat user, item and timestamp: keep the first, or all."""
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Who is trained on and what is held out (see `eimf.data.splits`)."""
+
+    kind: Literal["user", "loo", "time"] = "user"
+    """`user`: ComiRec's 8:1:1 of users; `loo`: leave one out; `time`: one global cut."""
+    seed: int = option(0, low=0)
+    """Seed of the user shuffle. Kept apart from the training seed, so that seeds share a split."""
+    validation: float = option(0.1, low=0.0, high=0.5)
+    """Share of users (user split) or of interactions (time split) held out for validation."""
+    test: float = option(0.1, low=0.0, high=0.5)
+    """The same for test."""
+    context: float = option(0.8, low=0.1, high=0.99)
+    """User split: share of a held-out user's interactions that the model sees (ComiRec: 0.8)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How batches are made."""
+
+    root: str = "data"
+    """Folder of raw and prepared data."""
+    max_len: int = option(20, low=1)
+    """L: most recent interactions that the model sees (ComiRec: 20 for books, 50 for Taobao)."""
+    batch_size: int = option(512, low=1)
+    """Training samples in a batch, per process."""
+    eval_batch_size: int = option(1024, low=1)
+    """Users in an evaluation batch."""
+    sampling: Literal["every_position", "random_cut", "sequence"] = "every_position"
+    """Training samples of an epoch: all prefixes of all users; one random cut per user (ComiRec); or whole
+    sequences with a target at every position (only for causal backbones: gru4rec, sasrec)."""
+    min_history: int = option(1, low=1)
+    """Fewest items before a training target (ComiRec's random cut: 4)."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The training objective."""
+
+    name: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce", "ihn"] = "full_softmax"
+    """`ihn` is REMI's sampled softmax with interest-aware hard negatives."""
+    readout_power: float = option(float("inf"), low=0.0)
+    """p of the label-aware attention over interests (MIND eq. 8); inf takes the best interest (ComiRec eq. 8)."""
+    temperature: float = option(1.0, low=1e-4)
+    """Scores are divided by it. Use about 0.05 to 0.1 with `backbone.normalize`."""
+    n_negatives: int = option(1280, low=1)
+    """N: sampled negatives, shared by a batch (ComiRec: 10 for each of 128 samples)."""
+    sampler: Literal["uniform", "log_uniform", "frequency"] = "uniform"
+    """Distribution of negatives; `log_uniform` needs ids by descending frequency, which `eimf prepare` gives."""
+    log_q: bool = True
+    """Correct the scores by the log of the sampling probability."""
+    gbce_t: float = option(0.75, low=0.0, high=1.0)
+    """Calibration of gBCE (Petrov & Macdonald 2023): 0 is plain BCE, 1 is fully calibrated."""
+    ihn_beta: float = option(10.0, low=0.0)
+    """Concentration of REMI's hard negatives; 0 is plain sampled softmax (REMI: 10 books, 1 gowalla, 0.1 rocket)."""
+    routing_weight: float = option(0.0, low=0.0)
+    """lambda of REMI's routing regularisation."""
+    chunk_mb: int = option(8, low=1)
+    """Full softmax: most memory for scores at a time, in MiB. Small enough for the cache is also fastest."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Literal["adam", "adamw", "rowwise"] = "adam"
+    """`rowwise`: sparse gradients for the item table with one Adagrad state per row, Adam for the rest;
+    for large catalogues with a sampled loss."""
+    lr: float = option(0.001, low=1e-8)
+    """Learning rate (ComiRec, REMI: 0.001)."""
+    item_lr: float = option(0.05, low=1e-8)
+    """Learning rate of the item table under `rowwise`."""
+    weight_decay: float = option(0.0, low=0.0)
+    """L2 (adam) or decoupled (adamw) weight decay."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Handed to Lightning's Trainer."""
+
+    max_epochs: int = option(30, low=0)
+    min_epochs: int = option(1, low=0)
+    patience: int = option(5, low=1)
+    """Stop after this many validations without a better monitored metric."""
+    validate_every: int = option(1, low=1)
+    """Epochs between validations."""
+    accelerator: str = "auto"
+    devices: str = "auto"
+    """A number, a list such as `0,2`, or auto."""
+    num_nodes: int = option(1, low=1)
+    strategy: str = "auto"
+    precision: str = "32-true"
+    """Any of Lightning's: 32-true, bf16-mixed, 16-mixed, ..."""
+    gradient_clip: float = option(0.0, low=0.0)
+    """Largest gradient norm; 0 is off."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Retrieval and metrics."""
+
+    cutoffs: list[int] = field(default_factory=list)
+    """K of Recall@K etc. Empty: 20 and 50 (user and time split) or 10 and 20 (loo), as in the literature."""
+    monitor: str = ""
+    """Validation metric for early stopping. Empty: recall at 50 (user, time) or 20 (loo)."""
+    filter_seen: bool = False
+    """Never recommend items of the context (the published protocols do not filter)."""
+    index: Literal["flat", "hnsw", "ivf"] = "flat"
+    """FAISS index of final results; `flat` is exact, the others also report their overlap with it."""
+    hnsw_links: int = option(32, low=2)
+    hnsw_search: int = option(128, low=1)
+    ivf_lists: int = option(0, low=0)
+    """Number of inverted lists; 0 takes 4 times the square root of the catalogue."""
+    ivf_probes: int = option(16, low=1)
+    diversity_lambdas: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.25])
+    """Weights of ComiRec's controllable aggregation to report; used where item categories are known."""
+    rankings: bool = True
+    """Keep the test rankings in `rankings.parquet`."""
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where curves go besides `metrics.csv`."""
+
+    wandb: Literal["auto", "disabled", "offline", "online"] = "auto"
+    """`auto`: online if WANDB_API_KEY is set, else offline."""
+    project: str = "eimf"
+    root: str = "lightning_logs"
+    """Folder of run folders."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = option(0, low=0)
+    """Seed of initial weights, sample order, dropout and negatives."""
+    experiment: str = ""
+    """Name of the run's folder. Empty: `<dataset>-<backbone>`."""
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """Metric cut-offs in ascending order."""
+        return tuple(sorted(set(self.eval.cutoffs))) or ((10, 20) if self.split.kind == "loo" else (20, 50))
+
+    @property
+    def monitor(self) -> str:
+        """Key of the metric that early stopping and model choice look at."""
+        return "val/" + (self.eval.monitor or f"recall@{20 if self.split.kind == 'loo' else 50}")
+
+    @property
+    def run_name(self) -> str:
+        return self.experiment or f"{self.dataset.name}-{self.backbone.name}"
+
+
+def experiments_folders() -> list[Path]:
+    """Where experiment files are looked for: the working folder's, then those shipped with the package."""
+    here = Path(__file__).resolve().parent
+    shipped = [here / "experiments", here.parents[1] / "experiments"]
+    return [folder for folder in (Path("experiments"), *shipped) if folder.is_dir()]
+
+
+def find_experiment(relative: str) -> Path | None:
+    """First existing file of that name below the experiment folders."""
+    return next((path for folder in experiments_folders() if (path := folder / relative).is_file()), None)
+
+
+def load(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment's YAML, merge its layers with `key=value` overrides, and check the result.
+
+    Args:
+        path: the experiment; None starts from the defaults, with `dataset=` and `backbone=` in `overrides`.
+        overrides: for example `["optim.lr=0.002", "backbone=mind", "backbone.n_interests=6"]`.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    own = _read_yaml(Path(path)) if path is not None else {}
+    own = _merge(own, _parse_overrides(overrides))
+    layers: list[dict[str, Any]] = []
+    for section, folder in (("dataset", "datasets"), ("backbone", "backbones")):
+        name = own.get(section, {}).get("name", _DEFAULT_NAMES[section])
+        found = find_experiment(f"{folder}/{name}.yaml")
+        if found is not None:
+            layers.append(_read_yaml(found))
+        elif section == "dataset" and "source" not in own.get(section, {}):
+            raise ConfigError(
+                f"dataset.name: no experiments/datasets/{name}.yaml{_nearest(str(name), _names(folder))}. "
+                "For your own data set dataset.source=table dataset.interactions=FILE, or write that YAML."
+            )
+    merged: dict[str, Any] = {}
+    for layer in (*layers, own):
+        merged = _merge(merged, layer)
+    return from_dict(merged)
+
+
+_DEFAULT_NAMES = {"dataset": "demo", "backbone": "comirec_sa"}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build and check a Config from plain nested values, such as those kept in a checkpoint.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    backbone_values = values.get("backbone") or {}
+    backbone_name = backbone_values.get("name", _DEFAULT_NAMES["backbone"])
+    if backbone_name not in BACKBONES:
+        raise ConfigError(
+            f"backbone.name: {backbone_name!r} is not a backbone{_nearest(str(backbone_name), list(BACKBONES))}; "
+            f"choose one of {', '.join(BACKBONES)}."
+        )
+    sections = {item.name: item for item in fields(Config)}
+    _check_keys(values, sections, "")
+    built: dict[str, Any] = {}
+    for name, hint in get_type_hints(Config).items():
+        if name not in values and name != "backbone":
+            continue
+        value = values.get(name)
+        schema = BACKBONES[backbone_name].config if name == "backbone" else hint
+        if is_dataclass(schema):
+            built[name] = _build(schema, value, name)  # pyright: ignore[reportArgumentType]
+        else:
+            built[name] = _convert_scalar(hint, value, name)
+    config = Config(**built)
+    _check_ranges(config, "")
+    _check_across(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested values."""
+    return asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        choices = [str(p) for folder in experiments_folders() for p in sorted(folder.rglob("*.yaml"))]
+        raise ConfigError(f"{path}: no such experiment file{_nearest(str(path), choices)}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}.") from None
+    except Exception as error:  # PyYAML and OmegaConf have no common base class
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold `key: value` pairs, holds a {type(values).__name__}.")
+    return _named({str(key): value for key, value in values.items()})
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
+        try:
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([text.removeprefix("--")]))
+        except Exception as error:
+            raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
+        assert isinstance(layer, dict)
+        values = _merge(values, _named({str(key): value for key, value in layer.items()}))
+    return values
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """Let `dataset: beauty` stand for `dataset: {name: beauty}`."""
+    for section in ("dataset", "backbone"):
+        if isinstance(values.get(section), str | int):
+            values[section] = {"name": str(values[section])}
+    return values
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _names(folder: str) -> list[str]:
+    return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob("*.yaml")})
+
+
+def _nearest(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+    for key in values:
+        if key not in known:
+            where = f"{path}.{key}" if path else key
+            raise ConfigError(
+                f"{where}: no such key{_nearest(str(key), list(known))}; "
+                f"{path or 'the configuration'} has {', '.join(known)}."
+            )
+
+
+def _build(schema: type, value: Any, path: str) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: must be a group of key: value pairs, is {value!r}.")
+    _check_keys(value, {item.name: item for item in fields(schema)}, path)
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        key = f"{path}.{error.full_key}" if error.full_key else path
+        raise ConfigError(f"{key}: {str(error).splitlines()[0].rstrip('.')}.") from None
+
+
+def _convert_scalar(hint: type, value: Any, path: str) -> Any:
+    try:
+        return hint(value) if not isinstance(value, bool | float) else _reject(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{path}: must be of type {hint.__name__}, is {value!r}.") from None
+
+
+def _reject(value: Any) -> Any:
+    raise ValueError(value)
+
+
+def _check_ranges(node: Any, path: str) -> None:
+    for item in fields(node):
+        value, where = getattr(node, item.name), f"{path}.{item.name}" if path else item.name
+        if is_dataclass(value):
+            _check_ranges(value, where)
+            continue
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        if isinstance(value, int | float) and (value != value):
+            raise ConfigError(f"{where}: must be a number, is {value}.")
+        if low is not None and value < low:
+            raise ConfigError(f"{where}: must be at least {low}, is {value}.")
+        if high is not None and value > high:
+            raise ConfigError(f"{where}: must be at most {high}, is {value}.")
+
+
+def _check_across(config: Config) -> None:
+    """Rules that concern several keys at once."""
+    backbone = BACKBONES[config.backbone.name]
+    if config.data.sampling == "sequence" and not backbone.causal:
+        causal = ", ".join(name for name, cls in BACKBONES.items() if cls.causal)
+        raise ConfigError(
+            f"data.sampling: 'sequence' needs a causal backbone ({causal}), backbone.name is "
+            f"{config.backbone.name!r}; use every_position or random_cut."
+        )
+    if config.loss.routing_weight > 0 and not backbone.routes:
+        raise ConfigError(
+            f"loss.routing_weight: is {config.loss.routing_weight}, but backbone {config.backbone.name!r} has no "
+            "item-to-interest routing to regularise; set it to 0."
+        )
+    if config.split.validation + config.split.test >= 1:
+        raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
+    if any(k < 1 for k in config.eval.cutoffs):
+        raise ConfigError(f"eval.cutoffs: each must be at least 1, are {list(config.eval.cutoffs)}.")
+    metric, _, cutoff = config.monitor.removeprefix("val/").partition("@")
+    known = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr")
+    if metric not in known or not cutoff.isdigit() or int(cutoff) not in config.cutoffs:
+        raise ConfigError(
+            f"eval.monitor: {config.monitor.removeprefix('val/')!r} is not computed; it is one of "
+            f"{', '.join(known)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
+        )
+    if config.optim.name == "rowwise" and config.loss.name in ("full_softmax",):
+        raise ConfigError(
+            "optim.name: 'rowwise' wants sparse gradients, but loss.name=full_softmax touches every item; "
+            "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
+        )
+    if config.dataset.source == "table" and not config.dataset.interactions:
+        raise ConfigError("dataset.interactions: source 'table' needs a file of interactions.")

@@ -1,0 +1,139 @@
+"""Batches by vectorised gathers from flat tensors: no Python for a sample, no worker processes.
+
+The flat tensors may live on an accelerator; the gathers then run there.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from eimf.data.splits import Holdout, Spans
+
+
+class Batch(NamedTuple):
+    """Training samples (contract [E])."""
+
+    history: Int[Tensor, "B L"]
+    """Items before the target, left-padded with 0, most recent last."""
+    target: Int[Tensor, "B ..."]
+    """[B], or [B, L] for whole sequences: the item that follows each position, 0 where there is none."""
+    user_idx: Int[Tensor, " B"]
+
+
+class EvalBatch(NamedTuple):
+    """Held-out users."""
+
+    history: Int[Tensor, "B L"]
+    row: Int[Tensor, " B"]
+    """Index into the `Holdout` that the batch is from."""
+
+
+def gather_history(
+    items: Int[Tensor, " T"], start: Int[Tensor, " B"], end: Int[Tensor, " B"], length: int
+) -> Int[Tensor, "B {length}"]:
+    """The last `length` items of each slice `start:end`, left-padded with 0."""
+    index = end[:, None] + torch.arange(-length, 0, device=items.device)
+    return torch.where(index >= start[:, None], items[index.clamp(min=0)], 0)
+
+
+class TrainingBatches:
+    """One epoch of training batches; iterating twice gives the same batches.
+
+    Args:
+        items: flat items.
+        spans: training slices.
+        epoch: changes order and random cuts, together with `seed`.
+        rank, world_size: this process takes every `world_size`-th sample, and all processes take equally many.
+    """
+
+    def __init__(
+        self,
+        items: Int[Tensor, " T"],
+        spans: Spans,
+        *,
+        max_len: int,
+        batch_size: int,
+        sampling: Literal["every_position", "random_cut", "sequence"],
+        min_history: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.items, self.max_len, self.batch_size = items, max_len, batch_size
+        self.sampling, self.rank, self.world_size = sampling, rank, world_size
+        self.generator_seed = (seed * 1_000_003 + epoch) % 2**63
+        device = items.device
+        user, start, end = (torch.from_numpy(part).to(device) for part in (spans.user_idx, spans.start, spans.end))
+        first = start + min_history
+        long_enough = first < end
+        user, start, end, first = user[long_enough], start[long_enough], end[long_enough], first[long_enough]
+        if sampling == "sequence":  # windows of max_len targets, the last one ending with the slice
+            n_samples = (end - start - 1 + max_len - 1) // max_len
+        elif sampling == "random_cut":
+            n_samples = torch.ones_like(start)
+        else:
+            n_samples = end - first
+        self._user, self._start, self._end, self._first = user, start, end, first
+        self._owner = torch.repeat_interleave(torch.arange(len(user), device=device), n_samples)
+        self._place = torch.arange(len(self._owner), device=device) - (n_samples.cumsum(0) - n_samples)[self._owner]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of this process in an epoch."""
+        return len(self._owner) // self.world_size
+
+    def __len__(self) -> int:
+        return -(-self.n_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(self.generator_seed)
+        total = self.n_samples * self.world_size
+        order = torch.randperm(len(self._owner), generator=generator)[:total]
+        order = order[self.rank :: self.world_size].to(self.items.device)
+        chance = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
+        for begin in range(0, len(order), self.batch_size):
+            chosen = order[begin : begin + self.batch_size]
+            yield self._make(chosen, chance[begin : begin + self.batch_size])
+
+    def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> Batch:
+        owner = self._owner[chosen]
+        start, end, first = self._start[owner], self._end[owner], self._first[owner]
+        if self.sampling == "sequence":
+            end = end - self._place[chosen] * self.max_len
+            both = gather_history(self.items, start, end, self.max_len + 1)
+            history, target = both[:, :-1], both[:, 1:]
+            return Batch(history, torch.where(history > 0, target, 0), self._user[owner])
+        if self.sampling == "random_cut":
+            at = first + (chance * (end - first)).long()
+        else:
+            at = first + self._place[chosen]
+        return Batch(gather_history(self.items, start, at, self.max_len), self.items[at], self._user[owner])
+
+
+class HoldoutBatches:
+    """Contexts of held-out users, every `world_size`-th one for this process; nobody is counted twice."""
+
+    def __init__(
+        self,
+        items: Int[Tensor, " T"],
+        holdout: Holdout,
+        *,
+        max_len: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.items, self.max_len, self.batch_size = items, max_len, batch_size
+        self._start, self._cut = (torch.from_numpy(part).to(items.device) for part in (holdout.start, holdout.cut))
+        self._rows = torch.arange(rank, len(holdout), world_size, device=items.device)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        for row in self._rows.split(self.batch_size):
+            yield EvalBatch(gather_history(self.items, self._start[row], self._cut[row], self.max_len), row)

@@ -1,0 +1,157 @@
+"""Finding the raw files of a data set: the mirror first, then the local folder, then the official address."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from eimf.artifacts import sha256_file
+from eimf.config import DatasetConfig
+from eimf.errors import DataError
+
+MIRROR = "EIMF_DATA_MIRROR"
+TABLES = ("interactions.csv.gz", "items.jsonl.gz")
+"""Names under which a mirror may hold a data set as plain tables (`source: table`) instead of its official files."""
+TIMEOUT_S = 20
+
+
+class Located(NamedTuple):
+    """Where the raw files are, and how to read them: a mirror may hold another format than the official one."""
+
+    dataset: DatasetConfig
+    interactions: Path
+    items: Path | None
+
+
+def locate(dataset: DatasetConfig, root: Path) -> Located:
+    """Find, or download, the raw files of a data set.
+
+    Args:
+        root: the data folder; downloads are kept in `<root>/raw/<name>/`.
+
+    Raises:
+        DataError: not found and not to be had; the message says which files to put where.
+    """
+    folder = root / "raw" / dataset.name
+    mirror = os.environ.get(MIRROR, "").strip()
+    if mirror and dataset.urls:
+        found = _from_mirror(dataset, mirror, folder)
+        if found is not None:
+            return found
+    interactions = _own_or_fetched(dataset, dataset.interactions, folder)
+    items = _own_or_fetched(dataset, dataset.items, folder) if dataset.items else None
+    return Located(dataset, interactions, items)
+
+
+def _from_mirror(dataset: DatasetConfig, mirror: str, folder: Path) -> Located | None:
+    official = [name for name in (dataset.interactions, dataset.items) if name]
+    remote = mirror.startswith(("http://", "https://", "file://"))
+    for names in (official, list(TABLES)):
+        if remote:
+            base = f"{mirror.rstrip('/')}/{dataset.name}"
+            try:
+                paths = [_fetch(f"{base}/{name}", folder / "mirror" / name) for name in names]
+            except OSError:
+                continue
+        else:
+            paths = [Path(mirror) / dataset.name / name for name in names]
+            if not all(path.is_file() for path in paths):
+                continue
+        for path in paths:
+            _verify(dataset, path)
+        if names == list(TABLES):
+            plain = DatasetConfig(
+                name=dataset.name,
+                source="table",
+                interactions=TABLES[0],
+                items=TABLES[1],
+                user_min=dataset.user_min,
+                item_min=dataset.item_min,
+                core=dataset.core,
+                duplicates=dataset.duplicates,
+            )
+            return Located(plain, paths[0], paths[1])
+        return Located(dataset, paths[0], paths[1] if len(paths) > 1 else None)
+    if not remote and not Path(mirror).is_dir():
+        raise DataError(f"{MIRROR}: {mirror!r} is neither a folder nor an http(s) address; correct or unset it.")
+    return None
+
+
+def _own_or_fetched(dataset: DatasetConfig, name: str, folder: Path) -> Path:
+    """A file that exists as given, that lies in the data set's raw folder, or that is downloaded there."""
+    given, kept = Path(name), folder / name
+    path = given if given.is_file() else kept
+    if not path.is_file():
+        if name not in dataset.urls:
+            raise DataError(f"{name}: no such file, neither as given nor in {folder}/; correct its path.")
+        try:
+            path = _fetch(dataset.urls[name], kept)
+        except OSError as error:
+            wanted = ", ".join(item for item in (dataset.interactions, dataset.items) if item)
+            raise DataError(
+                f"{dataset.name}: {dataset.urls[name]} cannot be reached ({error}). Get {wanted} in another way, put "
+                f"them into {folder}/ and run again; or set {MIRROR} to a folder or address that holds {dataset.name}/."
+            ) from None
+    _verify(dataset, path)
+    return path
+
+
+def _verify(dataset: DatasetConfig, path: Path) -> None:
+    wanted = dataset.sha256.get(path.name)
+    if wanted and (found := sha256_file(path)) != wanted.lower():
+        raise DataError(
+            f"{path}: SHA-256 is {found}, must be {wanted}; the file is damaged or of another release. Delete it "
+            "and run again."
+        )
+
+
+def _fetch(url: str, target: Path) -> Path:
+    """Download to `target` with progress; a part that an earlier attempt left is continued.
+
+    Raises:
+        OSError: the address is dead (urllib's errors are OSErrors).
+    """
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    offset = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "eimf"})
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and offset:  # nothing left to send: the part is the whole
+            part.replace(target)
+            return target
+        raise
+    with response:
+        resumed = offset > 0 and getattr(response, "status", None) == 206
+        length = response.headers.get("Content-Length")
+        total = int(length) + (offset if resumed else 0) if length else None
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with part.open("ab" if resumed else "wb") as file, Progress(*columns, transient=True) as progress:
+            task = progress.add_task(target.name, total=total, completed=offset if resumed else 0)
+            while block := response.read(1 << 20):
+                file.write(block)
+                progress.advance(task, len(block))
+    if total is not None and part.stat().st_size != total:
+        raise OSError(f"connection closed after {part.stat().st_size} of {total} bytes; run again to continue")
+    shutil.move(part, target)
+    return target
+
+
+def describe(located: Located) -> dict[str, str]:
+    """Name -> SHA-256 of the files that were found."""
+    return {path.name: sha256_file(path) for path in (located.interactions, located.items) if path is not None}
+
+
+def content_options(dataset: DatasetConfig) -> DatasetConfig:
+    """The data set's options without what does not shape its content, for a digest."""
+    return replace(dataset, urls={}, sha256={}, interactions="", items="")

@@ -1,0 +1,278 @@
+"""Preparation: cleaned interactions -> filtered, densely numbered sequences in flat arrays, as artifact [A].
+
+`sequences.parquet` and `items.parquet` are the public contract; in memory a data set is one flat array of items
+with offsets, never a list for each user.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from eimf.artifacts import Manifest, check_files, new_artifact, read_manifest, sha256_json, write_manifest
+from eimf.config import DatasetConfig
+from eimf.data.download import Located, describe, locate, content_options
+from eimf.data.sources import SOURCES, RawData, demo
+from eimf.errors import DataError
+
+KIND = "prepared"
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """All users' interactions, oldest first, one user after the other.
+
+    User u (from 0) owns the slice `offsets[u]:offsets[u + 1]` of the flat arrays.
+    """
+
+    items: np.ndarray
+    """i32[T]: item ids from 1; 0 is kept for padding."""
+    timestamps: np.ndarray
+    """i64[T]: unix seconds."""
+    offsets: np.ndarray
+    """i64[U + 1]"""
+    interests: np.ndarray | None = None
+    """i32[T]: true interest of each interaction, where a simulator knows it."""
+
+    @property
+    def n_users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared data set [A]."""
+
+    folder: Path
+    manifest: Manifest
+    sequences: Sequences
+    user_ids: pl.Series
+    """Raw id of each user index."""
+    items: pl.DataFrame
+    """`item_idx, item_id, title, categories, brand`; row r has item_idx r + 1."""
+
+    @property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @cached_property
+    def categories(self) -> np.ndarray:
+        """i32[I + 1]: a number for each item's leaf category, 0 where unknown (and for padding)."""
+        return leaf_categories(self.items)
+
+
+def leaf_categories(items: pl.DataFrame) -> np.ndarray:
+    """i32[I + 1]: a number for each item's last category name, 0 where unknown and at padding."""
+    leaf = items["categories"].list.last()
+    codes = leaf.rank("dense").fill_null(0).cast(pl.Int32).to_numpy()
+    return np.concatenate([np.zeros(1, np.int32), codes])
+
+
+class Statistics(NamedTuple):
+    """The usual description of a data set."""
+
+    users: int
+    items: int
+    interactions: int
+    mean_length: float
+    median_length: float
+    density: float
+    tied_users: float
+    """Share of users whose last two interactions have the same timestamp."""
+
+
+def statistics(data: Prepared) -> Statistics:
+    """Count users, items, interactions, lengths, density and ties."""
+    sequences = data.sequences
+    lengths, last = sequences.lengths, sequences.offsets[1:] - 1
+    several = lengths > 1
+    tied = sequences.timestamps[last[several]] == sequences.timestamps[last[several] - 1]
+    total = len(sequences.items)
+    return Statistics(
+        users=sequences.n_users,
+        items=data.n_items,
+        interactions=total,
+        mean_length=float(lengths.mean()),
+        median_length=float(np.median(lengths)),
+        density=total / (sequences.n_users * data.n_items),
+        tied_users=float(tied.sum() / sequences.n_users),
+    )
+
+
+def core_filter(
+    users: np.ndarray, items: np.ndarray, user_min: int, item_min: int, method: Literal["iterative", "one_pass"]
+) -> np.ndarray:
+    """Positions of the interactions whose user and item have enough of them.
+
+    Args:
+        users: integer codes of the interactions' users.
+        items: the same of items.
+        method: `iterative` repeats until nothing changes (the largest set in which all counts hold);
+            `one_pass` takes the counts once, on the raw data.
+    """
+    kept = np.arange(len(users))
+    while len(kept):
+        u, i = users[kept], items[kept]
+        enough = (np.bincount(u)[u] >= user_min) & (np.bincount(i)[i] >= item_min)
+        if enough.all():
+            break
+        kept = kept[enough]
+        if method == "one_pass":
+            break
+    return kept
+
+
+def prepare(
+    dataset: DatasetConfig, root: str | Path = "data", say: Callable[[str], None] = lambda text: None
+) -> Prepared:
+    """Prepare a data set, or load it if the same inputs and options were prepared before.
+
+    Args:
+        root: the data folder; the result lies in `<root>/prepared/<name>-<digest of inputs and options>/`.
+        say: told what happens, a line at a time.
+
+    Raises:
+        DataError: the raw data are missing or unusable, or nobody survives the filter.
+        ArtifactError: the result cannot be written, or was changed since.
+    """
+    root = Path(root)
+    located = locate(dataset, root) if dataset.source != "demo" else None
+    inputs = describe(located) if located else {}
+    options = asdict(content_options(located.dataset if located else dataset))
+    key = sha256_json({"options": options, "inputs": inputs})[:12]
+    folder = root / "prepared" / f"{dataset.name}-{key}"
+    if folder.is_dir():
+        return load_prepared(folder)
+    earlier = sorted(folder.parent.glob(f"{dataset.name}-*")) if folder.parent.is_dir() else []
+    if earlier:
+        say(f"{dataset.name}: files or options differ from {earlier[-1].name}; preparing again as {folder.name}")
+    else:
+        say(f"{dataset.name}: preparing")
+    raw = _read(dataset, located)
+    sequences, user_ids, items, repairs = build_sequences(raw, dataset)
+    with new_artifact(folder) as work:
+        _write(work, sequences, user_ids, items)
+        counts = {
+            "users": sequences.n_users,
+            "items": len(items),
+            "interactions": len(sequences.items),
+        }
+        digest = content_digest(sequences, user_ids, items)
+        write_manifest(work, Manifest(KIND, digest, options, inputs, counts, repairs))
+    return load_prepared(folder)
+
+
+def _read(dataset: DatasetConfig, located: Located | None) -> RawData:
+    if located is None:
+        return demo.simulate(dataset.demo)
+    return SOURCES[located.dataset.source](located.dataset, located.interactions, located.items)
+
+
+def build_sequences(
+    raw: RawData, dataset: DatasetConfig
+) -> tuple[Sequences, pl.Series, pl.DataFrame, dict[str, int]]:
+    """Filter, number and order interactions.
+
+    Items are numbered from 1 by descending frequency, then id; users from 0 by id: both do not depend on the
+    order of the rows. Within a user the order is by time, and that of the rows where times tie.
+
+    Raises:
+        DataError: nobody survives the filter.
+    """
+    repairs = dict(raw.repairs)
+    rows = raw.interactions
+    if dataset.duplicates == "drop":
+        distinct = rows.unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
+        if len(distinct) < len(rows):
+            repairs["rows that repeat user, item and time (dropped)"] = len(rows) - len(distinct)
+        rows = distinct
+    user_codes = rows["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    item_codes = rows["item_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    kept = core_filter(user_codes, item_codes, dataset.user_min, dataset.item_min, dataset.core)
+    if len(kept) == 0:
+        raise DataError(
+            f"{dataset.name}: no user survives the {dataset.core} core filter with dataset.user_min="
+            f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {len(rows)} interactions; lower them."
+        )
+    rows, user_codes, item_codes = rows[kept], user_codes[kept], item_codes[kept]
+    backwards = (np.diff(rows["timestamp"].to_numpy()) < 0) & (np.diff(user_codes) == 0)
+    if backwards.any():
+        repairs["rows earlier than the user's row before (sorted by time)"] = int(backwards.sum())
+
+    counts = np.bincount(item_codes)
+    present = np.flatnonzero(counts)
+    ranked = present[np.argsort(-counts[present], kind="stable")]  # codes are by id, so ties are by id
+    item_index = np.zeros(len(counts), dtype=np.int32)
+    item_index[ranked] = np.arange(1, len(ranked) + 1)
+    users, user_index = np.unique(user_codes, return_inverse=True)
+
+    timestamps = rows["timestamp"].to_numpy()
+    order = np.lexsort((timestamps, user_index))  # stable, as every numpy lexsort
+    lengths = np.bincount(user_index, minlength=len(users))
+    truth = rows["interest"].to_numpy()[order] if "interest" in rows.columns else None
+    sequences = Sequences(
+        items=item_index[item_codes][order],
+        timestamps=timestamps[order],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        interests=truth,
+    )
+    user_ids = rows["user_id"][order[sequences.offsets[:-1]]]
+    first_row = np.unique(item_index[item_codes], return_index=True)[1]
+    names = pl.DataFrame({"item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32), "item_id": rows["item_id"][first_row]})
+    items = names.join(raw.items, on="item_id", how="left", maintain_order="left").with_columns(
+        pl.col("title").fill_null(""), pl.col("categories").fill_null([])
+    )
+    untitled = int((items["title"] == "").sum())
+    if untitled:
+        repairs["items without a title"] = untitled
+    return sequences, user_ids, items, repairs
+
+
+def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> str:
+    """SHA-256 over ids, order and texts; the same on every machine and with every library version."""
+    digest = hashlib.sha256()
+    for array in (sequences.offsets.astype("<i8"), sequences.items.astype("<i4"), sequences.timestamps.astype("<i8")):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for texts in (user_ids, items["item_id"], items["title"], items["brand"].fill_null("")):
+        digest.update("\x1f".join(texts.to_list()).encode())
+    digest.update("\x1f".join(items["categories"].list.join("\x1e").to_list()).encode())
+    return digest.hexdigest()
+
+
+def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> None:
+    owner = np.repeat(np.arange(sequences.n_users, dtype=np.int32), sequences.lengths)
+    columns = {"user_idx": owner, "item_idx": sequences.items, "timestamp": sequences.timestamps}
+    if sequences.interests is not None:
+        columns["interest"] = sequences.interests
+    lists = pl.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(pl.all())
+    lists = lists.insert_column(1, user_ids.alias("user_id"))
+    lists.write_parquet(folder / "sequences.parquet")
+    items.write_parquet(folder / "items.parquet")
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read a prepared data set back, and check that it is what was written.
+
+    Raises:
+        ArtifactError: missing, damaged or changed.
+    """
+    manifest = read_manifest(folder, KIND)
+    check_files(folder, manifest)
+    frame = pl.read_parquet(folder / "sequences.parquet")
+    offsets = np.concatenate([[0], np.cumsum(frame["item_idx"].list.len().to_numpy().astype(np.int64))])
+    flat = {name: frame[name].explode().to_numpy() for name in frame.columns if name not in ("user_idx", "user_id")}
+    sequences = Sequences(flat["item_idx"], flat["timestamp"], offsets, flat.get("interest"))
+    return Prepared(folder, manifest, sequences, frame["user_id"], pl.read_parquet(folder / "items.parquet"))

@@ -1,0 +1,137 @@
+"""A simulated shop whose customers' true interests are known: the built-in data set `demo`.
+
+A *theme* is a style within a department ("compact kitchen things"). A user has one to five themes that drift over
+time, browses within one for a while, often takes the neighbour of the last item taken from it, and sometimes buys
+something unrelated. Which theme each purchase came from is kept, so that the recovery of interests can be measured.
+"""
+
+import numpy as np
+import polars as pl
+
+from eimf.config import DemoConfig
+from eimf.data.sources.base import ITEM_SCHEMA, RawData
+
+NOISE = -1
+"""True interest of an interaction that came from none of the user's interests."""
+
+MAX_INTERESTS, MAX_LENGTH = 5, 60
+_SWITCH, _FOLLOW, _NOISE, _DRIFT = 0.35, 0.5, 0.08, 0.02  # probabilities of one step
+
+_DEPARTMENTS = {
+    "Kitchen": ["Chef Knife", "Saucepan", "Cutting Board", "Coffee Grinder", "Spice Rack", "Mixing Bowl"],
+    "Garden": ["Pruning Shears", "Watering Can", "Plant Pot", "Seed Tray", "Garden Hose", "Bird Feeder"],
+    "Office": ["Desk Lamp", "Fountain Pen", "Notebook", "Cable Organizer", "Paper Shredder", "Wrist Rest"],
+    "Music": ["Guitar Strings", "Metronome", "Drumsticks", "Microphone Stand", "Ukulele", "Keyboard Bench"],
+    "Outdoors": ["Tent", "Sleeping Bag", "Trekking Poles", "Camp Stove", "Headlamp", "Water Filter"],
+    "Fitness": ["Yoga Mat", "Resistance Band", "Kettlebell", "Foam Roller", "Jump Rope", "Pull-up Bar"],
+    "Pets": ["Dog Leash", "Cat Tree", "Aquarium Heater", "Hamster Wheel", "Pet Carrier", "Chew Toy"],
+    "Crafts": ["Knitting Needles", "Watercolor Set", "Glue Gun", "Quilting Ruler", "Clay Tools", "Embroidery Hoop"],
+    "Beauty": ["Face Cream", "Hair Brush", "Nail Polish", "Lip Balm", "Makeup Mirror", "Shampoo Bar"],
+    "Baby": ["Stroller", "Bottle Warmer", "Teething Ring", "Crib Sheet", "Diaper Bag", "Play Mat"],
+    "Cycling": ["Bike Helmet", "Chain Lube", "Bike Lock", "Saddle Bag", "Floor Pump", "Cycling Gloves"],
+    "Photography": ["Camera Strap", "Tripod", "Lens Filter", "Light Box", "Memory Card Case", "Photo Album"],
+}
+_STYLES = {
+    "Eco": ["Recycled", "Bamboo", "Organic", "Plastic-Free", "Solar"],
+    "Compact": ["Folding", "Travel", "Mini", "Pocket", "Slim"],
+    "Professional": ["Pro", "Heavy-Duty", "Studio", "Precision", "Titanium"],
+    "Playful": ["Rainbow", "Cartoon", "Glow-in-the-Dark", "Retro", "Pastel"],
+}
+_BRAND_PARTS = (["Nor", "Al", "Ve", "Tor", "Mi", "Ka", "Bel", "Sun"], ["dal", "mora", "vik", "lune", "sto", "rra"])
+_COLORS = ["Black", "Sand", "Teal", "Coral", "Slate", "Ivory", "Moss", "Plum"]
+_PACKS = ["", " (2-Pack)", " (Gift Set)", ", Large", ", Small", ", 2nd Edition"]
+
+
+def simulate(config: DemoConfig) -> RawData:
+    """Generate the shop. Time and memory are linear in users x mean length; no step loops over users."""
+    rng = np.random.default_rng(config.seed)
+    themes = _themes()
+    theme_share = rng.dirichlet(np.full(len(themes), 3.0))
+    sizes = np.maximum(rng.multinomial(config.n_items, 0.5 * theme_share + 0.5 / len(themes)), 3)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    n_items = int(starts[-1])
+    user, item, interest, time = _histories(rng, config, theme_share, sizes, starts)
+    interactions = pl.DataFrame(
+        {
+            "user_id": pl.Series(user).cast(pl.String).str.zfill(6).str.pad_start(7, "u"),
+            "item_id": _item_ids(item),
+            "timestamp": time,
+            "interest": interest.astype(np.int32),
+        }
+    )
+    return RawData(interactions, _catalogue(rng, n_items, starts, themes))
+
+
+def _themes() -> list[tuple[str, str]]:
+    return [(department, style) for department in _DEPARTMENTS for style in _STYLES]
+
+
+def _item_ids(items: np.ndarray) -> pl.Series:
+    return ("P" + pl.Series("item_id", items).cast(pl.String).str.zfill(5)).alias("item_id")
+
+
+def _log_uniform(rng: np.random.Generator, n: int | np.ndarray, size: int) -> np.ndarray:
+    """Ranks from 0 to n - 1 whose probability falls about as 1 / (rank + 1)."""
+    return np.minimum(np.exp(rng.random(size) * np.log(np.add(n, 1))).astype(np.int64) - 1, np.subtract(n, 1))
+
+
+def _histories(
+    rng: np.random.Generator, config: DemoConfig, share: np.ndarray, sizes: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Users, items, true themes and times of all interactions, by user and time, no item twice for a user."""
+    n, everyone = config.n_users, np.arange(config.n_users)
+    length = np.minimum(5 + rng.exponential(max(config.mean_length - 5, 1e-9), n), MAX_LENGTH).astype(np.int64)
+    n_interests = rng.choice(np.arange(1, MAX_INTERESTS + 1), n, p=[0.15, 0.3, 0.3, 0.15, 0.1])
+    theme = rng.choice(len(share), (n, MAX_INTERESTS), p=share)
+    weight = rng.gamma(1.5, 1.0, (n, MAX_INTERESTS)) * (np.arange(MAX_INTERESTS) < n_interests[:, None])
+    reach = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
+    last = np.full((n, MAX_INTERESTS), -1)  # place of the last item taken from each interest
+    popular = rng.permutation(int(starts[-1]))
+    start_time = 1_600_000_000 + rng.integers(0, 2 * 365 * 86_400, n)
+    active = np.zeros(n, dtype=np.int64)
+    taken_user, taken_item, taken_theme, taken_time = [], [], [], []
+    clock = start_time.astype(np.float64)
+    for step in range(int(length.max())):
+        switch = rng.random(n) < (1.0 if step == 0 else _SWITCH)
+        fresh = np.minimum((rng.random(n)[:, None] > reach).sum(axis=1), n_interests - 1)
+        active = np.where(switch, fresh, active)
+        drift = np.flatnonzero(rng.random(n) < _DRIFT)
+        theme[drift, active[drift]] = rng.choice(len(share), len(drift), p=share)
+        last[drift, active[drift]] = -1
+        mine, before = theme[everyone, active], last[everyone, active]
+        follow = (rng.random(n) < _FOLLOW) & (before >= 0)
+        place = np.where(
+            follow, (before + rng.integers(1, 4, n)) % sizes[mine], _log_uniform(rng, sizes[mine], n)
+        )
+        noise = rng.random(n) < _NOISE
+        item = np.where(noise, popular[_log_uniform(rng, int(starts[-1]), n)], starts[mine] + place)
+        last[everyone, active] = np.where(noise, before, place)
+        clock += rng.exponential(6 * 86_400, n) + 60
+        here = step < length
+        taken_user.append(everyone[here])
+        taken_item.append(item[here])
+        taken_theme.append(np.where(noise, NOISE, mine)[here])
+        taken_time.append(clock[here].astype(np.int64))
+    user, item, interest, time = (np.concatenate(part) for part in (taken_user, taken_item, taken_theme, taken_time))
+    order = np.argsort(user, kind="stable")  # steps are in time order already
+    user, item, interest, time = user[order], item[order], interest[order], time[order]
+    _, first = np.unique(user * int(starts[-1]) + item, return_index=True)
+    keep = np.sort(first)
+    return user[keep], item[keep], interest[keep], time[keep]
+
+
+def _catalogue(rng: np.random.Generator, n: int, starts: np.ndarray, themes: list[tuple[str, str]]) -> pl.DataFrame:
+    """Titles such as "Norvik Folding Camp Stove, Teal (2-Pack)"."""
+    theme = np.searchsorted(starts, np.arange(n), side="right") - 1
+    kind, adjective, color = rng.integers(0, 6, n), rng.integers(0, 5, n), rng.integers(0, len(_COLORS), n)
+    pack = rng.choice(len(_PACKS), n, p=[0.6, 0.1, 0.1, 0.08, 0.08, 0.04])
+    first, second = rng.integers(0, 8, n), rng.integers(0, 6, n)
+    rows = []
+    for index in range(n):
+        department, style = themes[theme[index]]
+        noun = _DEPARTMENTS[department][kind[index]]
+        brand = _BRAND_PARTS[0][first[index]] + _BRAND_PARTS[1][second[index]]
+        title = f"{brand} {_STYLES[style][adjective[index]]} {noun}, {_COLORS[color[index]]}{_PACKS[pack[index]]}"
+        rows.append((title, [department, f"{noun}s" if not noun.endswith("s") else noun], brand))
+    texts = pl.DataFrame(rows, schema=["title", "categories", "brand"], orient="row")
+    return texts.with_columns(_item_ids(np.arange(n))).select(list(ITEM_SCHEMA))

@@ -1,0 +1,54 @@
+"""MovieLens 100K and 1M (Harper & Konstan 2015), straight from GroupLens' zip archives."""
+
+import zipfile
+from pathlib import Path
+
+import polars as pl
+
+from eimf.config import DatasetConfig
+from eimf.data.sources.base import RawData, clean_interactions, clean_items
+from eimf.errors import ConfigError, DataError
+
+_GENRES = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
+    "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+).split("|")
+
+
+def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawData:
+    """Read ratings (all of them count as interactions) and films from one archive.
+
+    Raises:
+        ConfigError: `dataset.format` is neither 100k nor 1m.
+        DataError: the archive is missing or damaged.
+    """
+    files = {"100k": ("ml-100k/u.data", "ml-100k/u.item"), "1m": ("ml-1m/ratings.dat", "ml-1m/movies.dat")}
+    if dataset.format not in files:
+        raise ConfigError(f"dataset.format: must be 100k or 1m (movielens), is {dataset.format!r}.")
+    try:
+        with zipfile.ZipFile(interactions) as archive:
+            ratings, films = (archive.read(name).decode("latin-1").splitlines() for name in files[dataset.format])
+    except FileNotFoundError:
+        raise DataError(f"{interactions}: no such file.") from None
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise DataError(f"{interactions}: is no complete MovieLens archive ({error}); download it again.") from None
+    repairs: dict[str, int] = {}
+    if dataset.format == "100k":
+        rows = _split(ratings, "\t", 4)
+        texts = [_film_100k(line.split("|")) for line in films]
+    else:
+        rows = _split(ratings, "::", 4)
+        texts = [(part[0], part[1], part[2].split("|")) for line in films if len(part := line.split("::")) == 3]
+    table = pl.DataFrame(texts, schema=["item_id", "title", "categories"], orient="row")
+    return RawData(clean_interactions(rows, str(interactions), repairs), clean_items(table, repairs), repairs)
+
+
+def _split(lines: list[str], separator: str, width: int) -> pl.DataFrame:
+    parts = pl.Series("line", lines).str.splitn(separator, width).struct.unnest()
+    return parts.select(
+        pl.col("field_0").alias("user_id"), pl.col("field_1").alias("item_id"), pl.col("field_3").alias("timestamp")
+    )
+
+
+def _film_100k(part: list[str]) -> tuple[str, str, list[str]]:
+    return part[0], part[1], [genre for genre, flag in zip(_GENRES, part[5:24], strict=False) if flag == "1"]

@@ -1,0 +1,21 @@
+"""Errors that a user can mend. The command line prints them as one line and exits with status 2."""
+
+
+class EimfError(Exception):
+    """Base class: the message names the subject, the rule, the value received and the fix."""
+
+
+class ConfigError(EimfError):
+    """A configuration key, type or value is wrong."""
+
+
+class DataError(EimfError):
+    """Raw or prepared interactions cannot be used."""
+
+
+class LabelError(EimfError):
+    """A label cache or label file cannot be used."""
+
+
+class ArtifactError(EimfError):
+    """A file written by an earlier stage is missing, damaged or belongs to other inputs."""

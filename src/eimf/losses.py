@@ -1,0 +1,255 @@
+"""Training losses, as pure functions, and `RetrievalLoss`, which puts the chosen ones together.
+
+Shapes: B samples, K interests, L positions, D dimensions, I items, N negatives. Every loss is the mean over the
+batch, in nats.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, Interests
+from eimf.negatives import NegativeSampler
+
+
+def read_out(
+    interests: Float[Tensor, "B K D"], target: Float[Tensor, "B D"], power: float = float("inf")
+) -> Float[Tensor, "B D"]:
+    """Label-aware attention: combine a user's interests in view of the target (MIND eq. 8, ComiRec eq. 8).
+
+    Args:
+        power: p in softmax(score^p). 0 is the mean, inf the best-matching interest alone.
+
+    Deviation: score^p keeps the sign of the score, where the papers' formula is undefined or even for negative
+    scores.
+    """
+    if interests.shape[1] == 1:
+        return interests[:, 0]
+    scores = torch.einsum("bkd,bd->bk", interests, target)
+    if power == float("inf"):
+        best = scores.argmax(dim=1)
+        return interests[torch.arange(len(best), device=best.device), best]
+    weights = (scores.sign() * scores.abs().pow(power)).softmax(dim=1)
+    return torch.einsum("bk,bkd->bd", weights, interests)
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Cross-entropy over all items that never holds more than `rows` rows of scores.
+
+    The gradients are made in the forward pass, while a chunk's probabilities are at hand, so that nothing has to
+    be computed twice and the backward pass only scales them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user: Float[Tensor, "B D"],
+        items: Float[Tensor, "I_plus_1 D"],
+        target: Int[Tensor, " B"],
+        rows: int,
+    ) -> Float[Tensor, ""]:
+        count, scale = len(user), 1 / max(len(user), 1)
+        loss = torch.zeros((), dtype=torch.float32, device=user.device)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_user = torch.empty_like(user, dtype=torch.float32) if wanted else None
+        grad_items = torch.zeros_like(items, dtype=torch.float32) if wanted else None
+        autocast = torch.is_autocast_enabled(user.device.type)
+        dtype = torch.get_autocast_dtype(user.device.type) if autocast else user.dtype
+        with torch.autocast(user.device.type, enabled=False):
+            user, items = user.to(dtype), items.to(dtype)
+            buffer = torch.empty(min(rows, count), len(items), dtype=dtype, device=user.device)
+            for start in range(0, count, rows):
+                chunk = user[start : start + rows]
+                truth = target[start : start + rows, None]
+                scores = torch.mm(chunk, items.T, out=buffer[: len(chunk)])
+                scores[:, 0] = -torch.inf  # padding is no candidate
+                chosen = scores.gather(1, truth).float()
+                normaliser = torch.logsumexp(scores, dim=1, keepdim=True)
+                loss += (normaliser.float() - chosen).sum()
+                if grad_user is None or grad_items is None:
+                    continue
+                slope = scores.sub_(normaliser).exp_()
+                slope.scatter_add_(1, truth, slope.new_full((), -1.0).expand(truth.shape))
+                torch.mm(slope, items, out=grad_user[start : start + rows]) if dtype == torch.float32 else grad_user[
+                    start : start + rows
+                ].copy_(slope @ items)
+                if dtype == torch.float32:
+                    grad_items.addmm_(slope.T, chunk)
+                else:
+                    grad_items += slope.T @ chunk
+        if grad_user is not None and grad_items is not None:
+            ctx.save_for_backward(grad_user.mul_(scale), grad_items.mul_(scale))
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad_user, grad_items = ctx.saved_tensors
+        return grad_user * grads[0], grad_items * grads[0], None, None
+
+
+def full_softmax(
+    user: Float[Tensor, "B D"],
+    items: Float[Tensor, "I_plus_1 D"],
+    target: Int[Tensor, " B"],
+    max_bytes: int = 8 * 2**20,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
+
+    Args:
+        max_bytes: most memory that scores take at a time; less means more, smaller matrix products.
+    """
+    width = len(items) * torch.finfo(items.dtype).bits // 8
+    return _FullSoftmax.apply(user, items, target, max(1, max_bytes // width))  # pyright: ignore[reportReturnType]
+
+
+def sampled_softmax(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    log_q_positive: Float[Tensor, " B"] | None = None,
+    log_q_negative: Float[Tensor, " N"] | None = None,
+) -> Float[Tensor, ""]:
+    """Softmax over the target and sampled items (Jean et al. 2015, arXiv 1412.2007, eq. 6).
+
+    Args:
+        positive: scores of the targets.
+        negative: scores of the sampled items.
+        hits: sampled items that are the row's own target ("accidental hits"); they are left out.
+        log_q_positive: log sampling probability of the targets; None skips the correction.
+        log_q_negative: the same of the sampled items.
+    """
+    if log_q_positive is not None and log_q_negative is not None:
+        positive, negative = positive - log_q_positive, negative - log_q_negative
+    negative = negative.masked_fill(hits, -torch.inf)
+    return (torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive).mean()
+
+
+def interest_hard_negatives(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    beta: float,
+    log_q_negative: Float[Tensor, " N"] | None = None,
+) -> Float[Tensor, ""]:
+    """REMI's softmax against negatives re-weighted towards the interest (arXiv 2302.14532, eqs. 9 to 11).
+
+    Negatives should come from pi(j) ~ exp(beta s_j). Those at hand come from q, so each has the importance
+    exp(beta s_j) / q_j, and the denominator is exp(s+) + N E_pi[exp(s)]. All of it in log space: the published
+    code exponentiates first and overflows. beta = 0 is `sampled_softmax` with uniform q.
+    """
+    importance = beta * negative
+    if log_q_negative is not None:
+        importance = importance - log_q_negative
+    importance = importance.masked_fill(hits, -torch.inf)
+    count = (~hits).sum(dim=1).clamp(min=1).to(negative.dtype)
+    mass = (importance + negative).logsumexp(dim=1) - importance.logsumexp(dim=1) + count.log()
+    mass = torch.where(hits.all(dim=1), -torch.inf, mass)
+    return (torch.logaddexp(positive, mass) - positive).mean()
+
+
+def gbce(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    n_items: int,
+    t: float = 0.75,
+) -> Float[Tensor, ""]:
+    """Generalised binary cross-entropy (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192, eqs. 11 and 15).
+
+    sigma(s+)^beta removes the overconfidence that comes from sampling few negatives:
+    beta = alpha (t (1 - 1/alpha) + 1/alpha) with alpha = N / (I - 1).
+    """
+    count = negative.shape[1]
+    alpha = min(count / max(n_items - 1, 1), 1.0)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    misses = F.softplus(negative).masked_fill(hits, 0.0).sum(dim=1)
+    return ((beta * F.softplus(-positive) + misses) / (count + 1)).mean()
+
+
+def routing_regularisation(routing: Float[Tensor, "B K L"], item: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """REMI's penalty on interests that look at a single item: || diag(C) ||^2 (arXiv 2302.14532, eq. 13).
+
+    C is the K by K covariance of the routing weights over the positions.
+
+    Deviations: padding is left out of mean and covariance; averaged over the batch, so that its weight does not
+    depend on the batch size; not divided by the embedding size. The published weight of 100 (batches of 128 summed,
+    divided by D = 64 before the square) is 100 * 128 / 64^2 = 3.1 here.
+    """
+    mask = item[:, None].to(routing.dtype)
+    mean = (routing * mask).sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    variance = ((routing - mean) * mask).square().sum(dim=-1)  # [B, K]
+    return variance.square().sum(dim=1).mean()
+
+
+class RetrievalLoss(nn.Module):
+    """The recommendation loss of a batch: read out the interests in view of the target, then the named loss.
+
+    Args:
+        name: which loss, see `eimf.config.LossConfig`; the other arguments are explained there too.
+        item_counts: occurrences in the training interactions, for samplers and in-batch correction.
+    """
+
+    def __init__(
+        self,
+        name: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce", "ihn"],
+        item_counts: Int[Tensor, " I_plus_1"],
+        readout_power: float = float("inf"),
+        temperature: float = 1.0,
+        n_negatives: int = 1280,
+        sampler: Literal["uniform", "log_uniform", "frequency"] = "uniform",
+        log_q: bool = True,
+        gbce_t: float = 0.75,
+        ihn_beta: float = 10.0,
+        routing_weight: float = 0.0,
+        chunk_mb: int = 8,
+    ) -> None:
+        super().__init__()
+        self.name, self.power, self.temperature = name, readout_power, temperature
+        self.n_negatives, self.log_q = n_negatives, log_q
+        self.gbce_t, self.ihn_beta, self.routing_weight = gbce_t, ihn_beta, routing_weight
+        self.max_bytes = chunk_mb * 2**20
+        # In-batch negatives are training targets, so their distribution is the training frequency.
+        self.sampler = NegativeSampler("frequency" if name == "in_batch" else sampler, item_counts)
+
+    def forward(
+        self,
+        backbone: Backbone,
+        interests: Interests,
+        history: Int[Tensor, "B L"] | None,
+        target: Int[Tensor, " B"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms, already weighted: their sum is what to minimise.
+
+        Args:
+            history: the items that `interests.routing` refers to; None where there is no routing.
+        """
+        terms = {self.name: self._main(backbone, interests.vectors, target)}
+        if self.routing_weight > 0 and interests.routing is not None and history is not None:
+            terms["routing"] = self.routing_weight * routing_regularisation(interests.routing, history != 0)
+        return terms
+
+    def _main(
+        self, backbone: Backbone, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]
+    ) -> Float[Tensor, ""]:
+        if self.name == "full_softmax":
+            items = backbone.item_vectors()
+            user = read_out(vectors, items[target], self.power) / self.temperature
+            return full_softmax(user, items, target, self.max_bytes)
+        truth = backbone.item_vectors(target)
+        user = read_out(vectors, truth, self.power) / self.temperature
+        in_batch = self.name == "in_batch"
+        negatives = target if in_batch else self.sampler.sample(self.n_negatives)
+        positive = (user * truth).sum(dim=-1).float()
+        negative = (user @ (truth if in_batch else backbone.item_vectors(negatives)).T).float()
+        hits = negatives == target[:, None]
+        log_q = self.sampler.log_q if self.log_q else None
+        if self.name == "gbce":
+            return gbce(positive, negative, hits, backbone.n_items, self.gbce_t)
+        log_q_negative = log_q[negatives] if log_q is not None else None
+        if self.name == "ihn":
+            return interest_hard_negatives(positive, negative, hits, self.ihn_beta, log_q_negative)
+        log_q_positive = log_q[target] if log_q is not None else None
+        return sampled_softmax(positive, negative, hits, log_q_positive, log_q_negative)

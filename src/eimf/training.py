@@ -1,0 +1,348 @@
+"""One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl_frames
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+
+from eimf import __version__
+from eimf.artifacts import write_json_atomic, write_text_atomic
+from eimf.backbones import BACKBONES
+from eimf.callbacks import Curves, EpochSeed, Evaluation, RetrievalEval
+from eimf.config import Config, from_dict, load, to_dict, to_yaml
+from eimf.data.datamodule import InteractionData
+from eimf.data.sequences import Prepared, prepare
+from eimf.errors import ArtifactError, ConfigError
+from eimf.losses import RetrievalLoss
+from eimf.module import CHECKPOINT_KEY, MultiInterestModel
+from eimf.optimizers import build_optimizer
+from eimf.tracking import wandb_logger
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    results: dict[str, Evaluation]
+    """By part of the split: `val` and `test`."""
+
+
+def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
+    """Train and evaluate one experiment.
+
+    Args:
+        config: see `eimf.config.load`.
+        resume: run folder to continue from its last checkpoint; its own configuration must be `config`.
+        say: told what happens, a line at a time (first process only).
+
+    Raises:
+        ConfigError, DataError, ArtifactError: see the message.
+    """
+    quiet_lightning()
+    prepared = prepare(config.dataset, config.data.root, say)
+    folder = resume or _new_run_folder(config)
+    if resume is None and _is_first_process():
+        write_text_atomic(folder / "config.yaml", to_yaml(config))
+        prepared.items.write_parquet(folder / "items.parquet")
+    say(f"run folder: {folder}")
+    data = InteractionData(prepared, config)
+    model = build_model(config, data)
+    evaluation = RetrievalEval(config.eval, config.cutoffs)
+    trainer = build_trainer(config, folder, evaluation)
+    if model.backbone.trainable and config.trainer.max_epochs > 0:
+        last = folder / LAST if resume else None
+        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        load_weights(model, folder / BEST if _is_first_process() else _best_path(trainer))
+    else:
+        (folder / BEST).parent.mkdir(exist_ok=True)
+        trainer.strategy.connect(model)
+        trainer.save_checkpoint(folder / BEST)
+    results = evaluate(trainer, model, data, evaluation)
+    if _is_first_process():
+        write_results(folder, results, config, prepared)
+        for logger in trainer.loggers:
+            final = {f"final/{part}/{key}": value for part, one in results.items() for key, value in one.summary.items()}
+            logger.log_metrics(final)
+            logger.finalize("success")
+    return Run(folder, results)
+
+
+def resume_config(folder: Path) -> Config:
+    """The configuration of a run that is to be continued.
+
+    Raises:
+        ArtifactError: the folder is no run, or has no checkpoint yet.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ArtifactError(f"{folder}: no config.yaml, so this is no run folder; name one such as .../version_0.")
+    if not (folder / LAST).is_file():
+        raise ArtifactError(f"{folder}: no {LAST} yet, nothing to resume from; start again with eimf train {folder}/config.yaml.")
+    return load(folder / "config.yaml")
+
+
+def build_model(config: Config, data: InteractionData) -> MultiInterestModel:
+    """Backbone, loss and optimiser of a configuration, with seeded initial weights."""
+    torch.manual_seed(config.seed)
+    backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
+    backbone.observe(data.item_counts)
+    sparse = config.optim.name == "rowwise"
+    if sparse:
+        backbone.item_embedding.sparse = True
+    loss = RetrievalLoss(item_counts=data.item_counts, **vars(config.loss))
+    optim = config.optim
+    clips = config.trainer.gradient_clip > 0
+
+    def make_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:
+        # Fused steps unscale 16-bit gradients by themselves, after the point where they would be clipped.
+        return build_optimizer(
+            module, optim.name, lr=optim.lr, item_lr=optim.item_lr, weight_decay=optim.weight_decay, fused=not clips
+        )
+
+    return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared))
+
+
+def provenance(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """What a checkpoint says of its origin."""
+    return {
+        "config": to_dict(config),
+        "data_digest": prepared.digest,
+        "n_items": prepared.n_items,
+        "package_version": __version__,
+    }
+
+
+def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval) -> pl.Trainer:
+    """Lightning's Trainer for a configuration; without a folder it can only evaluate and writes nothing."""
+    options = config.trainer
+    callbacks: list[Callback] = [evaluation]
+    if options.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    if folder is not None:
+        callbacks += [
+            EpochSeed(config.seed),
+            EarlyStopping(config.monitor, mode="max", patience=options.patience, check_on_train_epoch_end=True),
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="best",
+                monitor=config.monitor,
+                mode="max",
+                save_last=True,
+                enable_version_counter=False,
+                every_n_epochs=options.validate_every,
+                save_on_train_epoch_end=True,
+            ),
+            Curves(folder / "metrics.csv"),
+        ]
+    logger = wandb_logger(config, folder) if folder is not None and _is_first_process() else None
+    try:
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=_devices(options.devices),
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,  # pyright: ignore[reportArgumentType]
+            max_epochs=options.max_epochs,
+            min_epochs=min(options.min_epochs, options.max_epochs),
+            check_val_every_n_epoch=options.validate_every,
+            gradient_clip_val=options.gradient_clip or None,
+            callbacks=callbacks,
+            logger=logger or False,
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=options.progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            deterministic="warn" if torch.cuda.is_available() else True,
+        )
+    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _devices(text: str) -> str | int | list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        if text != "auto":
+            raise ConfigError(f"trainer.devices: must be a number, a list such as 0,2, or auto; is {text!r}.") from None
+        return text
+
+
+def evaluate(
+    trainer: pl.Trainer, model: MultiInterestModel, data: InteractionData, evaluation: RetrievalEval
+) -> dict[str, Evaluation]:
+    """Evaluate on the validation and the test users."""
+    trainer.validate(model, datamodule=data, verbose=False)
+    trainer.test(model, datamodule=data, verbose=False)
+    return evaluation.results
+
+
+def evaluate_run(
+    folder: Path, overrides: Sequence[str] = (), say: Say = print
+) -> tuple[dict[str, Evaluation], Config]:
+    """Evaluate a finished run's best checkpoint again.
+
+    Args:
+        overrides: `eval.*`, `trainer.*` and `data.*` settings to change, for example `eval.index=hnsw`.
+
+    Raises:
+        ArtifactError: the checkpoint is missing, damaged, or of other data than can be prepared now.
+    """
+    quiet_lightning()
+    checkpoint = read_checkpoint(folder)
+    allowed = ("eval.", "trainer.", "data.eval_batch_size=", "data.root=")
+    if wrong := [text for text in overrides if not text.startswith(allowed)]:
+        raise ConfigError(f"{wrong[0]!r}: only eval.*, trainer.*, data.root and data.eval_batch_size can change here.")
+    config = load(folder / "config.yaml", overrides)
+    trained_on = from_dict(checkpoint[CHECKPOINT_KEY]["config"])
+    for section in ("dataset", "split", "backbone"):
+        if getattr(config, section) != getattr(trained_on, section):
+            raise ArtifactError(
+                f"{folder}/config.yaml: its {section} section is not the one that {BEST} was trained with; restore "
+                "it, or train again."
+            )
+    prepared = prepare(config.dataset, config.data.root, say)
+    check_data(checkpoint, prepared, folder)
+    data = InteractionData(prepared, config)
+    model = build_model(config, data)
+    load_weights(model, folder / BEST)
+    evaluation = RetrievalEval(config.eval, config.cutoffs)
+    return evaluate(build_trainer(config, None, evaluation), model, data, evaluation), config
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run, read without executing anything in it (`weights_only`).
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by EIMF.
+    """
+    path = folder / BEST
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
+    return checkpoint
+
+
+def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:
+    """Refuse data other than those of the checkpoint.
+
+    Raises:
+        ArtifactError: names both digests.
+    """
+    wanted = checkpoint[CHECKPOINT_KEY]["data_digest"]
+    if wanted != prepared.digest:
+        raise ArtifactError(
+            f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
+            f"raw files of then, or train on these with: eimf train {folder}/config.yaml"
+        )
+
+
+def load_weights(model: MultiInterestModel, path: Path) -> None:
+    """Load a checkpoint's weights into a model."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: does not fit the configuration beside it ({str(error).splitlines()[-1].strip()}).") from None
+
+
+def write_results(folder: Path, results: dict[str, Evaluation], config: Config, prepared: Prepared) -> None:
+    """Write `results.json`, `metrics.parquet` [H] and `rankings.parquet` [G] of a run."""
+    per_user = [one.per_user.with_columns(pl_frames.lit(part).alias("part")) for part, one in results.items()]
+    _write_parquet(pl_frames.concat(per_user), folder / "metrics.parquet")
+    if config.eval.rankings:
+        _write_parquet(results["test"].rankings, folder / "rankings.parquet")
+    write_json_atomic(
+        folder / "results.json",
+        {
+            "experiment": config.run_name,
+            "seed": config.seed,
+            "data_digest": prepared.digest,
+            "package_version": __version__,
+            **{part: one.summary for part, one in results.items()},
+            "trade_off": {part: one.trade_off for part, one in results.items()},
+        },
+    )
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a finished run.
+
+    Raises:
+        ArtifactError: the run is not finished.
+    """
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
+
+
+def _write_parquet(frame: pl_frames.DataFrame, path: Path) -> None:
+    work = path.with_name(f".{path.name}.partial")
+    try:
+        frame.write_parquet(work)
+        work.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: could not be written ({error}); free some disk space and run again.") from None
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _new_run_folder(config: Config) -> Path:
+    """Make `<logs>/<experiment>/version_n` with the next free n; two runs that start together get different ones."""
+    parent = Path(config.logger.root) / config.run_name
+    if not _is_first_process():
+        return parent  # only the first process writes; the others learn its folder from Lightning
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdigit()]
+    number = max(taken, default=-1) + 1
+    while True:
+        try:
+            (parent / f"version_{number}").mkdir()
+            return parent / f"version_{number}"
+        except FileExistsError:
+            number += 1
+
+
+def _best_path(trainer: pl.Trainer) -> Path:
+    checkpoint = trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    return Path(checkpoint.best_model_path)
+
+
+def _is_first_process() -> bool:
+    return (getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning from printing what a user of this suite cannot act on."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("PL_DISABLE_TIPS", "1")
+    # Our loaders gather on the fly and need no workers; a resumed run's checkpoint folder is not empty.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+
+
