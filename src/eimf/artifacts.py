@@ -35,7 +35,7 @@ class Manifest:
     """The options that shaped the content."""
     inputs: dict[str, str]
     """Name of each input file -> its SHA-256."""
-    counts: dict[str, float]
+    counts: dict[str, int]
     """Row counts and the like."""
     repairs: dict[str, int] = field(default_factory=dict)
     """What was dropped or mended on the way, and how often."""

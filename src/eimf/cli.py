@@ -188,8 +188,8 @@ def _history_of(user_id: str, config: "Config") -> list[str]:
     found = (prepared.user_ids == user_id).arg_max()
     if found is None or prepared.user_ids[found] != user_id:
         raise DataError(
-            f"--user: {user_id!r} is not among the {len(prepared.user_ids)} users of {config.dataset.name} (ids look like "
-            f"{', '.join(map(repr, prepared.user_ids.head(3)))}); use --history for a new user."
+            f"--user: {user_id!r} is not among the {len(prepared.user_ids)} users of {config.dataset.name} "
+            f"(ids look like {', '.join(map(repr, prepared.user_ids.head(3)))}); use --history for a new user."
         )
     sequences = prepared.sequences
     numbers = sequences.items[sequences.offsets[found] : sequences.offsets[found + 1]]
@@ -242,7 +242,10 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
         console.print("test lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False)
     trade_off = results["test"].trade_off
     if len(trade_off) > 1:
-        table = Table(title="accuracy against diversity (ComiRec's controllable aggregation), test", title_justify="left")
+        table = Table(
+            title="accuracy against diversity (ComiRec's controllable aggregation), test",
+            title_justify="left",
+        )
         for column in trade_off[0]:
             table.add_column(column, justify="right")
         for one in trade_off:

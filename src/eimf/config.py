@@ -131,7 +131,7 @@ class LossConfig:
     """Concentration of REMI's hard negatives; 0 is plain sampled softmax (REMI: 10 books, 1 gowalla, 0.1 rocket)."""
     routing_weight: float = option(0.0, low=0.0)
     """lambda of REMI's routing regularisation."""
-    chunk_mb: int = option(8, low=1)
+    chunk_mb: int = option(4, low=1)
     """Full softmax: most memory for scores at a time, in MiB. Small enough for the cache is also fastest."""
 
 

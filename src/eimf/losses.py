@@ -51,36 +51,37 @@ class _FullSoftmax(torch.autograd.Function):
         target: Int[Tensor, " B"],
         rows: int,
     ) -> Float[Tensor, ""]:
-        count, scale = len(user), 1 / max(len(user), 1)
-        loss = torch.zeros((), dtype=torch.float32, device=user.device)
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_user = torch.empty_like(user, dtype=torch.float32) if wanted else None
-        grad_items = torch.zeros_like(items, dtype=torch.float32) if wanted else None
-        autocast = torch.is_autocast_enabled(user.device.type)
-        dtype = torch.get_autocast_dtype(user.device.type) if autocast else user.dtype
-        with torch.autocast(user.device.type, enabled=False):
-            user, items = user.to(dtype), items.to(dtype)
-            buffer = torch.empty(min(rows, count), len(items), dtype=dtype, device=user.device)
+        count, scale, device = len(user), 1 / max(len(user), 1), user.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else user.dtype
+        wanted = any(ctx.needs_input_grad)
+        loss = torch.zeros((), device=device)
+        grad_user = torch.empty(user.shape, device=device) if wanted else None
+        grad_items = torch.zeros(items.shape, device=device) if wanted else None
+        with torch.autocast(device.type, enabled=False):
+            low_user, low_items = user.to(dtype), items.to(dtype)
+            buffer = torch.empty(min(rows, count), len(items), dtype=dtype, device=device)
             for start in range(0, count, rows):
-                chunk = user[start : start + rows]
-                truth = target[start : start + rows, None]
-                scores = torch.mm(chunk, items.T, out=buffer[: len(chunk)])
+                chunk = low_user[start : start + rows]
+                scores = torch.mm(chunk, low_items.T, out=buffer[: len(chunk)])
                 scores[:, 0] = -torch.inf  # padding is no candidate
-                chosen = scores.gather(1, truth).float()
-                normaliser = torch.logsumexp(scores, dim=1, keepdim=True)
-                loss += (normaliser.float() - chosen).sum()
+                chosen = scores.gather(1, target[start : start + rows, None]).float()
+                top = scores.amax(dim=1, keepdim=True)
+                mass = scores.sub_(top).exp_()  # in place: not yet divided by their sum
+                total = mass.sum(dim=1, keepdim=True, dtype=torch.float32)
+                loss += (total.log() + top - chosen).sum()
                 if grad_user is None or grad_items is None:
                     continue
-                slope = scores.sub_(normaliser).exp_()
-                slope.scatter_add_(1, truth, slope.new_full((), -1.0).expand(truth.shape))
-                torch.mm(slope, items, out=grad_user[start : start + rows]) if dtype == torch.float32 else grad_user[
-                    start : start + rows
-                ].copy_(slope @ items)
+                # Dividing the narrow sides by the sum is the same as dividing the wide matrix.
+                grad_user[start : start + rows] = (mass @ low_items).float() / total
+                narrow = (chunk / total).to(dtype)
                 if dtype == torch.float32:
-                    grad_items.addmm_(slope.T, chunk)
+                    grad_items.addmm_(mass.T, narrow)
                 else:
-                    grad_items += slope.T @ chunk
+                    grad_items += mass.T @ narrow
         if grad_user is not None and grad_items is not None:
+            grad_user -= items[target]
+            grad_items.index_add_(0, target, user.float(), alpha=-1)
             ctx.save_for_backward(grad_user.mul_(scale), grad_items.mul_(scale))
         return loss * scale
 
@@ -94,7 +95,7 @@ def full_softmax(
     user: Float[Tensor, "B D"],
     items: Float[Tensor, "I_plus_1 D"],
     target: Int[Tensor, " B"],
-    max_bytes: int = 8 * 2**20,
+    max_bytes: int = 4 * 2**20,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
 
@@ -204,7 +205,7 @@ class RetrievalLoss(nn.Module):
         gbce_t: float = 0.75,
         ihn_beta: float = 10.0,
         routing_weight: float = 0.0,
-        chunk_mb: int = 8,
+        chunk_mb: int = 4,
     ) -> None:
         super().__init__()
         self.name, self.power, self.temperature = name, readout_power, temperature

@@ -16,9 +16,7 @@ from eimf.retrieval import is_member
 Values = Float[Tensor, " B"]
 
 
-def find_hits(
-    ranked: Int[Tensor, "B N"], targets: Int[Tensor, "B T"]
-) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
+def find_hits(ranked: Int[Tensor, "B N"], targets: Int[Tensor, "B T"]) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
     """Which ranked items are targets, and how many distinct targets each user has.
 
     Args:

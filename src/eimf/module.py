@@ -40,7 +40,11 @@ class MultiInterestModel(pl.LightningModule):
         if batch.target.ndim == 2:
             assert isinstance(self.backbone, CausalBackbone)
             known = batch.target > 0
-            interests, target, history = Interests(self.backbone.states(batch.history)[known][:, None]), batch.target[known], None
+            interests, target, history = (
+                Interests(self.backbone.states(batch.history)[known][:, None]),
+                batch.target[known],
+                None,
+            )
         else:
             interests, target, history = self.backbone(batch.history), batch.target, batch.history
         terms = self.loss(self.backbone, interests, history, target)

@@ -72,8 +72,8 @@ class Recommender:
         if unknown:
             known = ", ".join(map(repr, self.items["item_id"].head(3)))
             raise DataError(
-                f"history: {', '.join(map(repr, unknown[:5]))} not in the catalogue of {len(self.items)} items that the "
-                f"model was trained on (its ids look like {known}); leave unknown items out."
+                f"history: {', '.join(map(repr, unknown[:5]))} not in the catalogue of {len(self.items)} items that "
+                f"the model was trained on (its ids look like {known}); leave unknown items out."
             )
         numbers = torch.tensor([[self._number[item] for item in history]])
         with torch.inference_mode():
@@ -114,7 +114,8 @@ class Recommender:
         scores, items = self.index.search(vectors, n + (len(history) if filter_seen else 0))
         found = merge(scores, items, n, seen)
         return [
-            self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k)) for k in range(len(vectors))
+            self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
+            for k in range(len(vectors))
         ]
 
     def _seen(self, history: Sequence[str]) -> torch.Tensor:
@@ -122,7 +123,9 @@ class Recommender:
 
     def _named(self, items: torch.Tensor, scores: torch.Tensor, interest: torch.Tensor) -> list[Recommendation]:
         rows = zip(items.tolist(), scores.tolist(), interest.tolist(), strict=True)
-        return [Recommendation(self._ids[item], self._titles[item], score, which) for item, score, which in rows if item]
+        return [
+            Recommendation(self._ids[item], self._titles[item], score, which) for item, score, which in rows if item
+        ]
 
 
 def load(run: str | PathLike[str]) -> Recommender:
@@ -152,5 +155,7 @@ def load(run: str | PathLike[str]) -> Recommender:
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        raise ArtifactError(f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()}).") from None
+        raise ArtifactError(
+            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
+        ) from None
     return Recommender(backbone, config, items)

@@ -72,13 +72,19 @@ class ItemIndex:
         batch, count, dim = interests.shape
         queries = np.ascontiguousarray(interests.detach().float().cpu().numpy().reshape(-1, dim))
         scores, rows = self._index.search(queries, depth)  # pyright: ignore[reportCallIssue]
-        found_scores, found = torch.from_numpy(scores), torch.from_numpy(rows) + 1  # "not found" (-1) becomes padding
+        found_scores, found = (
+            torch.from_numpy(scores),
+            torch.from_numpy(rows) + 1,
+        )  # "not found" (-1) becomes padding
         found_scores = found_scores.masked_fill_(found == 0, NEVER)
         return found_scores.view(batch, count, depth), found.view(batch, count, depth)
 
 
 def merge(
-    scores: Float[Tensor, "B K N"], items: Int[Tensor, "B K N"], n: int, seen: Int[Tensor, "B S"] | None = None
+    scores: Float[Tensor, "B K N"],
+    items: Int[Tensor, "B K N"],
+    n: int,
+    seen: Int[Tensor, "B S"] | None = None,
 ) -> Retrieved:
     """Merge the candidates of a user's interests: best score wins, each item once, the n best in order.
 
@@ -88,7 +94,7 @@ def merge(
     The result is the exact top n over all items if every interest brought at least n candidates (n plus the number
     of seen items when filtering) and the search was exact.
     """
-    batch, count, depth = scores.shape
+    _, count, depth = scores.shape
     if seen is not None:
         scores = scores.masked_fill(is_member(items.flatten(1), seen).view_as(items), NEVER)
     ranked, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
@@ -129,9 +135,7 @@ def retrieve(
     return merge(scores, items, n, seen)
 
 
-def rerank_diverse(
-    candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], n: int, weight: float
-) -> Retrieved:
+def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], n: int, weight: float) -> Retrieved:
     """ComiRec's controllable aggregation (arXiv 2005.09347, eq. 12 and algorithm 2), all users at once.
 
     Greedily picks the item with the largest score + weight * (number of picked items of another category). Items of

@@ -38,5 +38,7 @@ def wandb_logger(config: Config, folder: Path) -> WandbLogger | None:
             return start("online")
         except (CommError, UsageError, OSError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            print(f"wandb: cannot go online ({reason[0]}); logging offline, upload later with: wandb sync {folder}/wandb")
+            print(
+                f"wandb: cannot go online ({reason[0]}); logging offline, upload later with: wandb sync {folder}/wandb"
+            )
     return start("offline")

@@ -12,13 +12,13 @@ from typing import Any
 import polars as pl_frames
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from eimf import __version__
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.backbones import BACKBONES
-from eimf.callbacks import Curves, EpochSeed, Evaluation, RetrievalEval
+from eimf.callbacks import Curves, EpochSeed, Evaluation, Progress, RetrievalEval
 from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
@@ -77,7 +77,9 @@ def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
     if _is_first_process():
         write_results(folder, results, config, prepared)
         for logger in trainer.loggers:
-            final = {f"final/{part}/{key}": value for part, one in results.items() for key, value in one.summary.items()}
+            final = {
+                f"final/{part}/{key}": value for part, one in results.items() for key, value in one.summary.items()
+            }
             logger.log_metrics(final)
             logger.finalize("success")
     return Run(folder, results)
@@ -92,7 +94,9 @@ def resume_config(folder: Path) -> Config:
     if not (folder / "config.yaml").is_file():
         raise ArtifactError(f"{folder}: no config.yaml, so this is no run folder; name one such as .../version_0.")
     if not (folder / LAST).is_file():
-        raise ArtifactError(f"{folder}: no {LAST} yet, nothing to resume from; start again with eimf train {folder}/config.yaml.")
+        raise ArtifactError(
+            f"{folder}: no {LAST} yet, nothing to resume from; start again with eimf train {folder}/config.yaml."
+        )
     return load(folder / "config.yaml")
 
 
@@ -111,7 +115,12 @@ def build_model(config: Config, data: InteractionData) -> MultiInterestModel:
     def make_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:
         # Fused steps unscale 16-bit gradients by themselves, after the point where they would be clipped.
         return build_optimizer(
-            module, optim.name, lr=optim.lr, item_lr=optim.item_lr, weight_decay=optim.weight_decay, fused=not clips
+            module,
+            optim.name,
+            lr=optim.lr,
+            item_lr=optim.item_lr,
+            weight_decay=optim.weight_decay,
+            fused=not clips,
         )
 
     return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared))
@@ -132,7 +141,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     options = config.trainer
     callbacks: list[Callback] = [evaluation]
     if options.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
+        callbacks.append(Progress(config.monitor))
     if folder is not None:
         callbacks += [
             EpochSeed(config.seed),
@@ -193,9 +202,7 @@ def evaluate(
     return evaluation.results
 
 
-def evaluate_run(
-    folder: Path, overrides: Sequence[str] = (), say: Say = print
-) -> tuple[dict[str, Evaluation], Config]:
+def evaluate_run(folder: Path, overrides: Sequence[str] = (), say: Say = print) -> tuple[dict[str, Evaluation], Config]:
     """Evaluate a finished run's best checkpoint again.
 
     Args:
@@ -265,7 +272,9 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ArtifactError(f"{path}: does not fit the configuration beside it ({str(error).splitlines()[-1].strip()}).") from None
+        raise ArtifactError(
+            f"{path}: does not fit the configuration beside it ({str(error).splitlines()[-1].strip()})."
+        ) from None
 
 
 def write_results(folder: Path, results: dict[str, Evaluation], config: Config, prepared: Prepared) -> None:
@@ -341,8 +350,8 @@ def quiet_lightning() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("PL_DISABLE_TIPS", "1")
-    # Our loaders gather on the fly and need no workers; a resumed run's checkpoint folder is not empty.
+    # Our loaders gather on the fly and need no workers; a resumed run's checkpoint folder is not empty; and
+    # Lightning's own use of torch's pytree is for Lightning to update.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-
-

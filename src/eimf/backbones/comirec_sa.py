@@ -51,10 +51,18 @@ class ComiRecSA(Backbone):
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         items = self.dropout(self.item_embedding(history))  # [B, L, D]
-        hidden = torch.tanh(self.hidden(items + self.position[-history.shape[1] :]))
-        logits = self.heads(hidden).transpose(1, 2)  # [B, K, L]
-        padding = (history == 0)[:, None]
+        placed = items + self.position[-history.shape[1] :]
+        item = history != 0
+        if history.device.type == "cpu":
+            # Most positions of short histories are padding: leave them out of the expensive part. (On an
+            # accelerator, counting them would make the host wait.)
+            logits = placed.new_zeros(*history.shape, self.heads.out_features)
+            scores = self.heads(torch.tanh(self.hidden(placed[item])))
+            logits = logits.to(scores.dtype).index_put((item,), scores)
+        else:
+            logits = self.heads(torch.tanh(self.hidden(placed)))
+        logits, padding = logits.transpose(1, 2), ~item[:, None]  # [B, K, L]
         # The lowest finite value, not -inf: a history of padding alone then gives zeros instead of NaN.
         weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(dim=-1)
         weights = weights.masked_fill(padding, 0.0)
-        return Interests(weights @ items, weights)
+        return Interests(weights @ items.to(weights.dtype), weights)

@@ -2,6 +2,7 @@
 
 from eimf.callbacks.curves import Curves
 from eimf.callbacks.epoch_seed import EpochSeed
+from eimf.callbacks.progress import Progress
 from eimf.callbacks.retrieval_eval import Evaluation, RetrievalEval
 
-__all__ = ["Curves", "EpochSeed", "Evaluation", "RetrievalEval"]
+__all__ = ["Curves", "EpochSeed", "Evaluation", "Progress", "RetrievalEval"]

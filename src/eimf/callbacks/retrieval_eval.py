@@ -122,7 +122,7 @@ class _Pass:
     ) -> None:
         self.config, self.cutoffs, self.full, self.depth = config, cutoffs, full, cutoffs[-1]
         self.holdout: Holdout = data.split.validation if stage == "val" else data.split.test
-        self.items = torch.from_numpy(data.prepared.sequences.items).long()
+        self.items = torch.tensor(data.prepared.sequences.items, dtype=torch.long)
         self.categories = torch.from_numpy(data.prepared.categories).long()
         vectors = module.backbone.item_vectors().detach().float().cpu().numpy()
         kind = config.index if full else "flat"
@@ -209,7 +209,9 @@ class _Pass:
             same = (ranked.items[:, :, None] == wanted.items[:, None, :]) & listed[:, :, None]
             self._mean(f"overlap_with_flat@{self.depth}", same.any(dim=2).double().mean(dim=1))
         for weight in self.lambdas:
-            chosen = rerank_diverse(candidates, self.categories, self.depth, weight) if candidates and weight else ranked
+            chosen = (
+                rerank_diverse(candidates, self.categories, self.depth, weight) if candidates and weight else ranked
+            )
             found, _ = find_hits(chosen.items, targets)
             for k in self.cutoffs:
                 self._mean(f"controlled/{weight}/recall@{k}", RANKING["recall"](found, n_targets, k))

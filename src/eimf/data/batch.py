@@ -107,10 +107,8 @@ class TrainingBatches:
             both = gather_history(self.items, start, end, self.max_len + 1)
             history, target = both[:, :-1], both[:, 1:]
             return Batch(history, torch.where(history > 0, target, 0), self._user[owner])
-        if self.sampling == "random_cut":
-            at = first + (chance * (end - first)).long()
-        else:
-            at = first + self._place[chosen]
+        step = (chance * (end - first)).long() if self.sampling == "random_cut" else self._place[chosen]
+        at = first + step
         return Batch(gather_history(self.items, start, at, self.max_len), self.items[at], self._user[owner])
 
 

@@ -22,7 +22,7 @@ class InteractionData(pl.LightningDataModule):
         self.prepared, self.config = prepared, config
         self.split = split(prepared.sequences, config.split)
         self.item_counts = torch.from_numpy(self.split.item_counts(prepared.sequences, prepared.n_items))
-        self._items = torch.from_numpy(prepared.sequences.items).long()
+        self._items = torch.tensor(prepared.sequences.items, dtype=torch.long)
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:

@@ -16,7 +16,7 @@ import polars as pl
 
 from eimf.artifacts import Manifest, check_files, new_artifact, read_manifest, sha256_json, write_manifest
 from eimf.config import DatasetConfig
-from eimf.data.download import Located, describe, locate, content_options
+from eimf.data.download import Located, content_options, describe, locate
 from eimf.data.sources import SOURCES, RawData, demo
 from eimf.errors import DataError
 
@@ -113,7 +113,11 @@ def statistics(data: Prepared) -> Statistics:
 
 
 def core_filter(
-    users: np.ndarray, items: np.ndarray, user_min: int, item_min: int, method: Literal["iterative", "one_pass"]
+    users: np.ndarray,
+    items: np.ndarray,
+    user_min: int,
+    item_min: int,
+    method: Literal["iterative", "one_pass"],
 ) -> np.ndarray:
     """Positions of the interactions whose user and item have enough of them.
 
@@ -181,9 +185,7 @@ def _read(dataset: DatasetConfig, located: Located | None) -> RawData:
     return SOURCES[located.dataset.source](located.dataset, located.interactions, located.items)
 
 
-def build_sequences(
-    raw: RawData, dataset: DatasetConfig
-) -> tuple[Sequences, pl.Series, pl.DataFrame, dict[str, int]]:
+def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl.Series, pl.DataFrame, dict[str, int]]:
     """Filter, number and order interactions.
 
     Items are numbered from 1 by descending frequency, then id; users from 0 by id: both do not depend on the
@@ -231,7 +233,9 @@ def build_sequences(
     )
     user_ids = rows["user_id"][order[sequences.offsets[:-1]]]
     first_row = np.unique(item_index[item_codes], return_index=True)[1]
-    names = pl.DataFrame({"item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32), "item_id": rows["item_id"][first_row]})
+    names = pl.DataFrame(
+        {"item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32), "item_id": rows["item_id"][first_row]}
+    )
     items = names.join(raw.items, on="item_id", how="left", maintain_order="left").with_columns(
         pl.col("title").fill_null(""), pl.col("categories").fill_null([])
     )
@@ -244,7 +248,11 @@ def build_sequences(
 def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> str:
     """SHA-256 over ids, order and texts; the same on every machine and with every library version."""
     digest = hashlib.sha256()
-    for array in (sequences.offsets.astype("<i8"), sequences.items.astype("<i4"), sequences.timestamps.astype("<i8")):
+    for array in (
+        sequences.offsets.astype("<i8"),
+        sequences.items.astype("<i4"),
+        sequences.timestamps.astype("<i8"),
+    ):
         digest.update(np.ascontiguousarray(array).tobytes())
     for texts in (user_ids, items["item_id"], items["title"], items["brand"].fill_null("")):
         digest.update("\x1f".join(texts.to_list()).encode())

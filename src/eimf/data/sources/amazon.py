@@ -43,7 +43,9 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
     repairs: dict[str, int] = {}
     rows = read_records(interactions, {user: pl.String, item: pl.String, time: pl.Int64}, repairs)
     rows = rows.select(
-        pl.col(user).alias("user_id"), pl.col(item).alias("item_id"), (pl.col(time) // unit).alias("timestamp")
+        pl.col(user).alias("user_id"),
+        pl.col(item).alias("item_id"),
+        (pl.col(time) // unit).alias("timestamp"),
     )
     rows = clean_interactions(rows, str(interactions), repairs)
     texts = pl.DataFrame(schema={"item_id": pl.String})

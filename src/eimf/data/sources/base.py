@@ -36,10 +36,18 @@ def clean_interactions(rows: pl.DataFrame, subject: str, repairs: dict[str, int]
     for column in ("user_id", "item_id"):
         raw = pl.col(column).cast(pl.String)
         # A byte that is not UTF-8 was read as U+FFFD. Ids are kept with it: it is still an id.
-        _count(repairs, f"{column}s with bytes that are not UTF-8", rows.select(raw.str.contains("\ufffd").sum()).item())
+        _count(
+            repairs,
+            f"{column}s with bytes that are not UTF-8",
+            rows.select(raw.str.contains("\ufffd").sum()).item(),
+        )
         before = rows.select(raw.n_unique()).item()
         rows = rows.with_columns(raw.str.strip_chars().alias(column))
-        _count(repairs, f"{column}s that differed from another one by outer spaces only", before - rows[column].n_unique())
+        _count(
+            repairs,
+            f"{column}s that differed from another one by outer spaces only",
+            before - rows[column].n_unique(),
+        )
     rows = rows.with_columns(_parse_time(rows["timestamp"]))
     usable = (
         pl.col("user_id").is_not_null()

@@ -25,7 +25,14 @@ _DEPARTMENTS = {
     "Outdoors": ["Tent", "Sleeping Bag", "Trekking Poles", "Camp Stove", "Headlamp", "Water Filter"],
     "Fitness": ["Yoga Mat", "Resistance Band", "Kettlebell", "Foam Roller", "Jump Rope", "Pull-up Bar"],
     "Pets": ["Dog Leash", "Cat Tree", "Aquarium Heater", "Hamster Wheel", "Pet Carrier", "Chew Toy"],
-    "Crafts": ["Knitting Needles", "Watercolor Set", "Glue Gun", "Quilting Ruler", "Clay Tools", "Embroidery Hoop"],
+    "Crafts": [
+        "Knitting Needles",
+        "Watercolor Set",
+        "Glue Gun",
+        "Quilting Ruler",
+        "Clay Tools",
+        "Embroidery Hoop",
+    ],
     "Beauty": ["Face Cream", "Hair Brush", "Nail Polish", "Lip Balm", "Makeup Mirror", "Shampoo Bar"],
     "Baby": ["Stroller", "Bottle Warmer", "Teething Ring", "Crib Sheet", "Diaper Bag", "Play Mat"],
     "Cycling": ["Bike Helmet", "Chain Lube", "Bike Lock", "Saddle Bag", "Floor Pump", "Cycling Gloves"],
@@ -37,7 +44,10 @@ _STYLES = {
     "Professional": ["Pro", "Heavy-Duty", "Studio", "Precision", "Titanium"],
     "Playful": ["Rainbow", "Cartoon", "Glow-in-the-Dark", "Retro", "Pastel"],
 }
-_BRAND_PARTS = (["Nor", "Al", "Ve", "Tor", "Mi", "Ka", "Bel", "Sun"], ["dal", "mora", "vik", "lune", "sto", "rra"])
+_BRAND_PARTS = (
+    ["Nor", "Al", "Ve", "Tor", "Mi", "Ka", "Bel", "Sun"],
+    ["dal", "mora", "vik", "lune", "sto", "rra"],
+)
 _COLORS = ["Black", "Sand", "Teal", "Coral", "Slate", "Ivory", "Moss", "Plum"]
 _PACKS = ["", " (2-Pack)", " (Gift Set)", ", Large", ", Small", ", 2nd Edition"]
 
@@ -100,9 +110,7 @@ def _histories(
         last[drift, active[drift]] = -1
         mine, before = theme[everyone, active], last[everyone, active]
         follow = (rng.random(n) < _FOLLOW) & (before >= 0)
-        place = np.where(
-            follow, (before + rng.integers(1, 4, n)) % sizes[mine], _log_uniform(rng, sizes[mine], n)
-        )
+        place = np.where(follow, (before + rng.integers(1, 4, n)) % sizes[mine], _log_uniform(rng, sizes[mine], n))
         noise = rng.random(n) < _NOISE
         item = np.where(noise, popular[_log_uniform(rng, int(starts[-1]), n)], starts[mine] + place)
         last[everyone, active] = np.where(noise, before, place)

@@ -35,9 +35,8 @@ def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int])
 def _blocks(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines."""
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            stream = cast(IO[bytes], file)
+        with path.open("rb") as raw:
+            stream = cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw  # noqa: SIM115 (closes with raw)
             while block := stream.read(BLOCK_BYTES):
                 block += stream.readline()
                 if block.strip():

@@ -9,10 +9,27 @@ from eimf.config import DatasetConfig
 from eimf.data.sources.base import RawData, clean_interactions, clean_items
 from eimf.errors import ConfigError, DataError
 
-_GENRES = (
-    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
-    "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
-).split("|")
+_GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 
 
 def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawData:
@@ -46,7 +63,9 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
 def _split(lines: list[str], separator: str, width: int) -> pl.DataFrame:
     parts = pl.Series("line", lines).str.splitn(separator, width).struct.unnest()
     return parts.select(
-        pl.col("field_0").alias("user_id"), pl.col("field_1").alias("item_id"), pl.col("field_3").alias("timestamp")
+        pl.col("field_0").alias("user_id"),
+        pl.col("field_1").alias("item_id"),
+        pl.col("field_3").alias("timestamp"),
     )
 
 

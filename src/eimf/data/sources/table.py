@@ -40,7 +40,11 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
 
 
 def _read(
-    path: Path, needed: dict[str, str], columns: dict[str, str], dataset: DatasetConfig, repairs: dict[str, int]
+    path: Path,
+    needed: dict[str, str],
+    columns: dict[str, str],
+    dataset: DatasetConfig,
+    repairs: dict[str, int],
 ) -> pl.DataFrame:
     """Our names of `columns` that the file has; `needed` ones it must have."""
     if not path.is_file():
@@ -50,7 +54,7 @@ def _read(
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".json", ".ndjson")):
-            kinds = {column: pl.String for column in columns.values()}
+            kinds = dict.fromkeys(columns.values(), pl.String)
             kinds |= {dataset.categories_column: pl.List(pl.String)} if "categories" in columns else {}
             frame = read_records(path, kinds, repairs)
             missing = [column for column in needed.values() if frame[column].null_count() == len(frame)]

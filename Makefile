@@ -1,0 +1,49 @@
+# Everything that matters is in the command `eimf`; these targets only set up and call it.
+DATASET ?= demo
+BACKBONE ?= comirec_sa
+ARGS ?=
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup prepare train evaluate recommend test lint bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) RUN=<run folder> ARGS="key=value ..."'
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+setup: .venv/.ready ## make the environment in .venv (the other targets do it when needed)
+
+prepare: .venv/.ready ## prepare DATASET and print its statistics
+	$(BIN)/eimf prepare --dataset $(DATASET) $(ARGS)
+
+train: .venv/.ready ## train BACKBONE on DATASET, evaluate it, print the results
+	$(BIN)/eimf train --dataset $(DATASET) --backbone $(BACKBONE) $(ARGS)
+
+evaluate: .venv/.ready ## evaluate the run folder RUN again
+	$(BIN)/eimf evaluate $(RUN) $(ARGS)
+
+recommend: .venv/.ready ## recommend with RUN, for example ARGS="--user u000000"
+	$(BIN)/eimf recommend $(RUN) $(ARGS)
+
+test: .venv/.ready-dev ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready-dev ## check format, lint and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+
+bench: .venv/.ready-dev ## run the benchmarks (minutes; needs an otherwise idle machine)
+	$(BIN)/python -m pytest tests/benchmarks -s --override-ini addopts= $(ARGS)
+
+clean: ## remove the environment and prepared data, keep runs
+	rm -rf .venv data/prepared

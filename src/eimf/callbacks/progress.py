@@ -1,0 +1,62 @@
+"""One progress line for the whole training: epoch, step, loss and the monitored metric."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class Progress(ProgressBar):
+    """Counts steps over all epochs; an early stop ends it early.
+
+    Args:
+        monitor: key of the metric to show, such as `val/recall@50`.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__()
+        self.monitor = monitor
+        self._bar: tqdm[Any] | None = None
+        self._shown = True
+
+    def disable(self) -> None:
+        self._shown = False
+
+    def enable(self) -> None:
+        self._shown = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        steps = int(self.total_train_batches)
+        epochs = trainer.max_epochs or 0
+        self._bar = tqdm(
+            total=steps * epochs,
+            initial=trainer.global_step,
+            disable=not self._shown,
+            unit="step",
+            dynamic_ncols=True,
+        )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            found = {key: trainer.callback_metrics.get(key) for key in ("train/loss", self.monitor)}
+            self._bar.set_postfix({key: f"{float(v):.4f}" for key, v in found.items() if v is not None})
+
+    def on_train_end(self, *_: Any) -> None:
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
