@@ -5,7 +5,7 @@ I items.
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
             self.item_embedding.weight[0] = 0.0
 
     @classmethod
-    def build(cls, config: BackboneConfig, n_items: int, max_len: int) -> Self:
+    def build(cls, config: BackboneConfig, n_items: int, max_len: int) -> "Backbone":
         """Make the backbone that a configuration describes."""
         options = {item.name: getattr(config, item.name) for item in fields(config) if item.name != "name"}
         return cls(n_items=n_items, max_len=max_len, **options)

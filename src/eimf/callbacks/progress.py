@@ -21,27 +21,25 @@ class Progress(ProgressBar):
         self._shown = True
 
     def disable(self) -> None:
+        """Called by Lightning on all processes but the first."""
         self._shown = False
 
     def enable(self) -> None:
         self._shown = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        steps = int(self.total_train_batches)
-        epochs = trainer.max_epochs or 0
+        steps = int(self.total_train_batches) * (trainer.max_epochs or 0)
         self._bar = tqdm(
-            total=steps * epochs,
-            initial=trainer.global_step,
-            disable=not self._shown,
-            unit="step",
-            dynamic_ncols=True,
+            total=steps, initial=trainer.global_step, disable=not self._shown, unit="step", dynamic_ncols=True
         )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._bar is not None:
             self._bar.update()
 
@@ -50,10 +48,10 @@ class Progress(ProgressBar):
             found = {key: trainer.callback_metrics.get(key) for key in ("train/loss", self.monitor)}
             self._bar.set_postfix({key: f"{float(v):.4f}" for key, v in found.items() if v is not None})
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -1,0 +1,66 @@
+"""Fixtures, and run-time checks of the tensor shapes in all signatures."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before anything imports these modules: every call in the tests checks shapes and types.
+install_import_hook(
+    ["eimf.backbones", "eimf.losses", "eimf.negatives", "eimf.metrics", "eimf.retrieval", "eimf.data.batch"],
+    "beartype.beartype",
+)
+
+import pytest
+from hypothesis import settings
+
+from eimf.config import Config, load
+from eimf.data.sequences import Prepared, prepare
+
+settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("suite")
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "dataset.demo.n_users=300",
+    "dataset.demo.n_items=120",
+    "data.batch_size=256",
+    "backbone.embed_dim=16",
+    "trainer.max_epochs=3",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.progress=false",
+    "logger.wandb=disabled",
+]
+"""Settings of a run that takes a second."""
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that all tests of a session share."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def tiny(data_root: Path) -> Prepared:
+    """A small simulated data set."""
+    return prepare(load(None, TINY).dataset, data_root)
+
+
+def tiny_config(data_root: Path, logs: Path, *overrides: str) -> Config:
+    """A configuration that trains in a second."""
+    return load(None, [*TINY, f"data.root={data_root}", f"logger.root={logs}", *overrides])
+
+
+def real_data() -> Path:
+    """The folder of real data, or a skip that says why."""
+    folder = Path(os.environ.get("EIMF_DATA_MIRROR") or ROOT.parent / "shared" / "data")
+    if not (folder / "beauty" / "interactions.csv.gz").is_file():
+        pytest.skip(f"no real data: {folder}/beauty is missing (set EIMF_DATA_MIRROR)")
+    return folder.resolve()

@@ -1,0 +1,113 @@
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eimf.config import from_dict, load, to_dict, to_yaml
+from eimf.errors import ConfigError
+
+
+def test_layers_later_ones_win(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: ml-100k\nbackbone: {name: remi, n_interests: 6}\nloss: {ihn_beta: 2}\n")
+    config = load(path, ["loss.ihn_beta=3", "optim.lr=0.01"])
+    assert config.dataset.format == "100k"
+    assert config.data.max_len == 50  # from the data set's YAML
+    assert (config.loss.name, config.loss.ihn_beta) == ("ihn", 3.0)  # from the backbone's YAML; overridden
+    assert to_dict(config)["backbone"]["n_interests"] == 6
+    assert config.optim.lr == 0.01
+
+
+def test_resolved_yaml_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = load(None, ["dataset=beauty", "backbone=mind", "backbone.n_interests=3", "split.kind=loo", "seed=7"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml") == config
+    assert from_dict(to_dict(config)) == config
+
+
+def test_defaults_follow_the_protocol() -> None:
+    user, loo = load(None, []), load(None, ["split.kind=loo"])
+    assert (user.cutoffs, user.monitor) == ((20, 50), "val/recall@50")
+    assert (loo.cutoffs, loo.monitor) == ((10, 20), "val/recall@20")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"optim\.lrr: no such key \(did you mean 'lr'\?\)"),
+        ("optimm.lr=1", r"optimm: no such key \(did you mean 'optim'\?\)"),
+        ("backbone.n_interests=0", r"backbone\.n_interests: must be at least 1, is 0"),
+        ("backbone.n_interests=four", r"backbone\.n_interests: .*'four'.*Integer"),
+        ("backbone.n_interest=4", r"backbone\.n_interest: no such key \(did you mean 'n_interests'\?\)"),
+        ("backbone=comirec", r"backbone\.name: 'comirec' is not a backbone \(did you mean 'comirec_\w+'\?\)"),
+        ("dataset=beuty", r"dataset\.name: .*beuty.yaml \(did you mean 'beauty'\?\)"),
+        ("loss.name=softmax", r"loss\.name: .*'softmax'.*full_softmax"),
+        ("optim.lr=-1", r"optim\.lr: must be at least"),
+        ("optim.lr=nan", r"optim\.lr: must be a number"),
+        ("optim=3", r"optim: must be a group"),
+        ("optim.lr", r"'optim\.lr': an override is key=value"),
+        ("seed=x", r"seed: must be of type int, is 'x'"),
+        ("seed=1.5", r"seed: must be of type int, is 1\.5"),
+        ("data.sampling=sequence", r"data\.sampling: 'sequence' needs a causal backbone"),
+        ("eval.monitor=recall@7", r"eval\.monitor: 'recall@7' is not computed"),
+        ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
+        ("optim.name=rowwise", r"optim\.name: 'rowwise' wants sparse gradients"),
+        ("split.test=0.5", None),
+    ],
+)
+def test_bad_input_names_path_value_and_fix(override: str, message: str | None) -> None:
+    if message is None:
+        load(None, [override])
+        return
+    with pytest.raises(ConfigError, match=message) as error:
+        load(None, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_routing_weight_needs_routing() -> None:
+    with pytest.raises(ConfigError, match="no item-to-interest routing"):
+        load(None, ["backbone=sasrec", "loss.routing_weight=1"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\xff\xfe"])
+def test_broken_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=re.escape(str(path))) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_experiment() -> None:
+    with pytest.raises(ConfigError, match=r"no such experiment file \(did you mean 'experiments/demo/mind.yaml'\?\)"):
+        load("experiments/demo/mindd.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("experiments").glob("[bdt]*/*.yaml")), ids=str)
+def test_shipped_experiments_load(path: Path) -> None:
+    if path.parts[1] in ("datasets", "backbones"):
+        load(None, [f"{path.parts[1][:-1]}={path.stem}"])
+    else:
+        assert load(path).run_name == f"{path.parts[1]}-{path.stem}"
+
+
+def test_conda_environment_agrees_with_pyproject() -> None:
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load(Path("environment.yml").read_text())["dependencies"]
+    assert sorted(conda[-1]["pip"]) == sorted(pyproject["dependencies"])
+    assert conda[0] == f"python {pyproject['requires-python']}"
+
+
+def test_lock_names_every_direct_dependency_within_its_bounds() -> None:
+    from packaging.requirements import Requirement
+
+    locked = dict(
+        line.split("==") for line in Path("constraints.txt").read_text().splitlines() if "==" in line and line[0] != "#"
+    )
+    locked = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        need = Requirement(text)
+        assert need.specifier.contains(locked[need.name.lower()]), text

@@ -1,0 +1,193 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eimf.backbones import Interests
+from eimf.backbones.comirec_sa import ComiRecSA
+from eimf.losses import (
+    RetrievalLoss,
+    full_softmax,
+    gbce,
+    interest_hard_negatives,
+    read_out,
+    routing_regularisation,
+    sampled_softmax,
+)
+from eimf.negatives import NegativeSampler
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(7, 5), torch.randn(31, 5), torch.randint(1, 31, (7,))
+
+
+@pytest.mark.parametrize("max_bytes", [1, 31 * 4 * 3, 10**6])
+def test_full_softmax_equals_cross_entropy_at_any_chunk_size(batch, max_bytes: int) -> None:
+    user, items, target = (part.clone() for part in batch)
+    user.requires_grad_()
+    items.requires_grad_()
+    scores = user @ items.T
+    scores = torch.cat([torch.full((7, 1), -torch.inf), scores[:, 1:]], dim=1)
+    expected = F.cross_entropy(scores, target)
+    expected_grads = torch.autograd.grad(3 * expected, (user, items))
+    found = full_softmax(user, items, target, max_bytes)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(3 * found, (user, items)), expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_full_softmax_survives_large_scores(batch) -> None:
+    user, items, target = batch
+    user = (1e4 * user).requires_grad_()
+    loss = full_softmax(user, items, target)
+    loss.backward()
+    assert loss.isfinite()
+    assert user.grad is not None
+    assert user.grad.isfinite().all()
+
+
+def test_full_softmax_under_bf16_autocast_is_close(batch) -> None:
+    user, items, target = batch
+    exact = full_softmax(user, items, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = full_softmax(user.requires_grad_(), items.requires_grad_(), target)
+    low.backward()
+    torch.testing.assert_close(low, exact, rtol=0.02, atol=0.02)
+    assert user.grad is not None
+    assert user.grad.dtype == torch.float32
+
+
+def test_full_softmax_gives_no_gradient_to_padding(batch) -> None:
+    user, items, target = batch
+    items.requires_grad_()
+    full_softmax(user, items, target).backward()
+    assert items.grad is not None
+    assert (items.grad[0] == 0).all()
+
+
+def test_sampled_softmax_with_every_item_once_is_the_full_softmax(batch) -> None:
+    user, items, target = batch
+    everything = torch.arange(1, 31)
+    positive, negative = (user * items[target]).sum(-1), user @ items[everything].T
+    found = sampled_softmax(positive, negative, everything == target[:, None])
+    torch.testing.assert_close(found, full_softmax(user, items, target))
+
+
+def test_log_q_removes_the_samplers_bias() -> None:
+    """With many samples from any distribution, the corrected loss nears the full softmax up to a constant."""
+    torch.manual_seed(0)
+    counts = torch.tensor([0, 100, 50, 20, 5, 1, 1, 1, 1])
+    user, items, target = torch.randn(4, 3), torch.randn(9, 3), torch.tensor([1, 3, 5, 8])
+    sampler = NegativeSampler("frequency", counts)
+    drawn = sampler.sample(400_000)
+    log_mean = torch.logsumexp(user @ items[drawn].T - sampler.log_q[drawn], dim=1) - math.log(len(drawn))
+    torch.testing.assert_close(log_mean, torch.logsumexp(user @ items[1:].T, dim=1), atol=0.02, rtol=0.02)
+    assert target.shape == (4,)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "log_uniform", "frequency"])
+def test_samplers_draw_what_they_say_and_never_padding(kind) -> None:
+    torch.manual_seed(0)
+    sampler = NegativeSampler(kind, torch.tensor([99, 40, 20, 10, 5, 0]))
+    drawn = sampler.sample(200_000)
+    assert drawn.min() >= 1
+    assert drawn.max() <= 5
+    share = torch.bincount(drawn, minlength=6)[1:] / len(drawn)
+    torch.testing.assert_close(share, sampler.log_q[1:].exp(), atol=5e-3, rtol=0.05)
+    assert sampler.log_q[1:].exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_ihn_with_beta_zero_is_sampled_softmax() -> None:
+    torch.manual_seed(0)
+    positive, negative, none = torch.randn(3), torch.randn(3, 6), torch.zeros(3, 6, dtype=torch.bool)
+    torch.testing.assert_close(
+        interest_hard_negatives(positive, negative, none, 0.0), sampled_softmax(positive, negative, none)
+    )
+
+
+def test_ihn_equals_the_published_formula_and_does_not_overflow() -> None:
+    torch.manual_seed(0)
+    positive, negative, none = torch.randn(3), torch.randn(3, 6), torch.zeros(3, 6, dtype=torch.bool)
+    importance = (2.0 * negative).exp()
+    mass = (importance * negative.exp()).sum(1) / importance.mean(1)
+    expected = -(positive.exp() / (positive.exp() + mass)).log().mean()
+    torch.testing.assert_close(interest_hard_negatives(positive, negative, none, 2.0), expected)
+    assert interest_hard_negatives(positive, 1000 * negative, none, 10.0).isfinite()
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax, lambda p, n, h: interest_hard_negatives(p, n, h, 1.0)])
+def test_accidental_hits_do_not_count(loss) -> None:
+    torch.manual_seed(0)
+    positive, negative = torch.randn(2), torch.randn(2, 4)
+    hits = torch.tensor([[True, False, False, False], [True, False, False, False]])
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    torch.testing.assert_close(loss(positive, negative, hits), loss(positive, negative[:, 1:], none))
+    every = torch.ones(2, 4, dtype=torch.bool)
+    assert loss(positive, negative, every).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_gbce_with_t_zero_is_bce() -> None:
+    torch.manual_seed(0)
+    positive, negative, none = torch.randn(3), torch.randn(3, 4), torch.zeros(3, 4, dtype=torch.bool)
+    logits, labels = torch.cat([positive[:, None], negative], 1), torch.tensor([[1.0, 0, 0, 0, 0]]).expand(3, -1)
+    torch.testing.assert_close(
+        gbce(positive, negative, none, n_items=100, t=0.0), F.binary_cross_entropy_with_logits(logits, labels)
+    )
+    calibrated = gbce(positive, negative, none, n_items=100, t=1.0)
+    alpha = 4 / 99  # fully calibrated: beta = alpha
+    expected = ((alpha * F.softplus(-positive) + F.softplus(negative).sum(1)) / 5).mean()
+    torch.testing.assert_close(calibrated, expected)
+
+
+def test_read_out() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    target = torch.tensor([[0.2, 1.0]])
+    assert torch.equal(read_out(interests, target), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(read_out(interests, target, 0.0), torch.tensor([[0.5, 0.5]]))
+    weights = torch.tensor([0.2, 1.0]).softmax(0)
+    torch.testing.assert_close(read_out(interests, target, 1.0), weights[None])
+    assert read_out(interests, -target, 3.0).isfinite().all()
+
+
+def test_routing_regularisation_ignores_padding_and_is_zero_when_even() -> None:
+    item = torch.tensor([[False, False, True, True]])
+    even = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]])
+    assert routing_regularisation(even, item).item() == 0
+    sharp = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]])
+    assert routing_regularisation(sharp, item).item() == pytest.approx(0.25)  # (2 * 0.5^2)^2
+    twice = torch.cat([sharp, sharp])
+    assert routing_regularisation(twice, item.expand(2, -1)).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", ["full_softmax", "sampled_softmax", "in_batch", "gbce", "ihn"])
+@pytest.mark.parametrize("power", [float("inf"), 2.0])
+def test_every_loss_trains_interests_and_items(name, power: float) -> None:
+    torch.manual_seed(0)
+    backbone = ComiRecSA(20, 5, embed_dim=8)
+    loss = RetrievalLoss(
+        name, torch.ones(21, dtype=torch.long), n_negatives=10, readout_power=power, routing_weight=1.0
+    )
+    history = torch.randint(0, 21, (6, 5))
+    terms = loss(backbone, backbone(history), history, torch.randint(1, 21, (6,)))
+    assert set(terms) == {name, "routing"}
+    sum(terms.values(), start=torch.zeros(())).backward()
+    for param in backbone.parameters():
+        assert param.grad is not None
+        assert param.grad.isfinite().all()
+    assert backbone.item_embedding.weight.grad is not None
+    assert (backbone.item_embedding.weight.grad[0] == 0).all()
+
+
+def test_temperature_divides_the_scores() -> None:
+    torch.manual_seed(0)
+    backbone = ComiRecSA(20, 5, embed_dim=8)
+    vectors, target = torch.randn(3, 1, 8), torch.tensor([1, 2, 3])
+    warm = RetrievalLoss("full_softmax", torch.ones(21, dtype=torch.long), temperature=0.5)
+    plain = RetrievalLoss("full_softmax", torch.ones(21, dtype=torch.long))
+    torch.testing.assert_close(
+        warm(backbone, Interests(vectors), None, target)["full_softmax"],
+        plain(backbone, Interests(2 * vectors), None, target)["full_softmax"],
+    )
