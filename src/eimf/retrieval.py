@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eimf.errors import ConfigError
-
 NEVER = float("-inf")
 
 
@@ -54,14 +52,12 @@ class ItemIndex:
             self._index = faiss.IndexHNSWFlat(dim, hnsw_links, faiss.METRIC_INNER_PRODUCT)
             self._index.hnsw.efConstruction = 2 * hnsw_search
             self._index.hnsw.efSearch = hnsw_search
-        elif kind == "ivf":
+        else:
             lists = min(ivf_lists or int(4 * self.n_items**0.5), self.n_items)
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
             self._index.nprobe = min(ivf_probes, lists)
             self._index.cp.min_points_per_centroid = 1  # small catalogues are fine, and need no warning
             self._index.train(rows)  # pyright: ignore[reportCallIssue]
-        else:
-            raise ConfigError(f"eval.index: must be flat, hnsw or ivf, is {kind!r}.")
         self._index.add(rows)  # pyright: ignore[reportCallIssue]
 
     def search(
@@ -150,9 +146,14 @@ def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], 
     width = min(n, items.shape[1])
     value = scores.clone()
     picks = torch.empty(len(items), width, dtype=torch.long, device=items.device)
+    ended = torch.empty_like(picks, dtype=torch.bool)
     for step in range(width):
-        best = value.argmax(dim=1, keepdim=True)
-        picks[:, step : step + 1] = best
+        top, best = value.max(dim=1, keepdim=True)
+        picks[:, step : step + 1], ended[:, step : step + 1] = best, top == NEVER
         other = kind != kind.gather(1, best)
         value = (value + weight * other).scatter(1, best, NEVER)
-    return Retrieved(items.gather(1, picks), scores.gather(1, picks), interest.gather(1, picks))
+    return Retrieved(
+        items.gather(1, picks).masked_fill(ended, 0),
+        scores.gather(1, picks).masked_fill(ended, NEVER),
+        interest.gather(1, picks).masked_fill(ended, 0),
+    )

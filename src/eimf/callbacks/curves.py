@@ -30,6 +30,7 @@ class Curves(pl.Callback):
             with self.path.open(newline="") as file:
                 for row in csv.DictReader(file):
                     values = {name: float(value) for name, value in row.items() if value}
+                    values |= {name: int(values[name]) for name in ("epoch", "step")}
                     if values["epoch"] < trainer.current_epoch:  # later ones are about to be run again
                         self.rows[int(values["epoch"])] = values
 

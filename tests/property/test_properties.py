@@ -1,0 +1,193 @@
+"""Properties that hold for any data."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eimf.backbones import BACKBONES
+from eimf.config import SplitConfig
+from eimf.data.batch import HoldoutBatches, TrainingBatches
+from eimf.data.sequences import Sequences, core_filter
+from eimf.data.splits import split
+from eimf.errors import DataError
+from eimf.losses import RetrievalLoss, read_out
+from eimf.metrics import RANKING, find_hits
+from eimf.retrieval import ItemIndex, merge, rerank_diverse, retrieve
+
+
+@st.composite
+def any_sequences(draw: st.DrawFn) -> Sequences:
+    """Users of any lengths with possibly tied times; every interaction has an item of its own, so that a leak of
+    the future into the past is visible."""
+    lengths = draw(st.lists(st.integers(1, 12), min_size=3, max_size=25))
+    total = sum(lengths)
+    steps = draw(st.lists(st.integers(0, 3), min_size=total, max_size=total))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    times = np.concatenate([np.cumsum(steps[a:b]) for a, b in pairwise(offsets)])
+    return Sequences(np.arange(1, total + 1, dtype=np.int32), times.astype(np.int64), offsets)
+
+
+kinds = st.sampled_from(["user", "loo", "time"])
+samplings = st.sampled_from(["every_position", "random_cut", "sequence"])
+
+
+@given(any_sequences(), kinds, samplings, st.integers(1, 8), st.integers(0, 3))
+def test_no_future_item_in_any_training_or_evaluation_input(
+    data: Sequences, kind, sampling, max_len: int, epoch: int
+) -> None:
+    try:
+        parts = split(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
+    except DataError:
+        return
+    items = torch.from_numpy(data.items).long()
+    held_out: set[int] = set()
+    for holdout in (parts.validation, parts.test):
+        for batch in HoldoutBatches(items, holdout, max_len=max_len, batch_size=4):
+            for history, row in zip(batch.history, batch.row.tolist(), strict=True):
+                context = history[history > 0]
+                # Items are numbered by position: the context ends right before the first target, in the same user.
+                assert context[-1] == data.items[holdout.cut[row]] - 1
+                assert context[0] > holdout.start[row]
+        for row in range(len(holdout)):
+            held_out.update(data.items[holdout.cut[row] : holdout.end[row]].tolist())
+    for batch in TrainingBatches(items, parts.train, max_len=max_len, batch_size=5, sampling=sampling, epoch=epoch):
+        target = batch.target if batch.target.ndim == 2 else batch.target[:, None]
+        history = batch.history if batch.target.ndim == 2 else batch.history[:, -1:]
+        known = target > 0
+        assert (target[known] == history[known] + 1).all()
+        assert not held_out & set(target[known].tolist())
+        assert not held_out & set(batch.history.flatten().tolist())
+    counts = parts.item_counts(data, len(data.items))
+    assert not any(counts[item] for item in held_out)
+
+
+@given(any_sequences(), kinds)
+def test_time_never_runs_backwards_across_a_cut(data: Sequences, kind) -> None:
+    try:
+        parts = split(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
+    except DataError:
+        return
+    for holdout in (parts.validation, parts.test):
+        assert (holdout.start < holdout.cut).all()
+        assert (holdout.cut < holdout.end).all()
+        border = data.timestamps[holdout.cut - 1] <= data.timestamps[holdout.cut]
+        assert border.all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=80), st.integers(1, 4), st.integers(1, 4))
+def test_iterative_core_is_a_core_and_the_largest(pairs: list[tuple[int, int]], user_min: int, item_min: int) -> None:
+    users, items = (np.array([pair[k] for pair in pairs], dtype=np.int64) for k in range(2))
+    kept = core_filter(users, items, user_min, item_min, "iterative")
+    assert all((users[kept] == user).sum() >= user_min for user in users[kept])
+    assert all((items[kept] == item).sum() >= item_min for item in items[kept])
+    alive = set(range(len(pairs)))  # the textbook way: take one violation away at a time
+    while True:
+        bad = [
+            i
+            for i in alive
+            if sum(users[j] == users[i] for j in alive) < user_min
+            or sum(items[j] == items[i] for j in alive) < item_min
+        ]
+        if not bad:
+            break
+        alive.discard(bad[0])
+    assert sorted(alive) == kept.tolist()
+
+
+@st.composite
+def any_search(draw: st.DrawFn) -> tuple[np.ndarray, torch.Tensor, int, torch.Tensor]:
+    n_items, count, dim = draw(st.integers(1, 30)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    seed = draw(st.integers(0, 10**6))
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n_items + 1, dim)).astype(np.float32)
+    users = torch.from_numpy(rng.normal(size=(3, count, dim)).astype(np.float32))
+    seen = torch.from_numpy(rng.integers(0, n_items + 1, (3, draw(st.integers(0, 6)))))
+    return vectors, users, draw(st.integers(1, 35)), seen
+
+
+@given(any_search(), st.booleans())
+def test_flat_index_is_brute_force_max_over_interests(search, filtered: bool) -> None:
+    vectors, users, n, seen = search
+    found = retrieve(ItemIndex(vectors), users, n, seen if filtered else None)
+    scores = torch.einsum("bkd,id->bki", users, torch.from_numpy(vectors)).amax(dim=1)
+    scores[:, 0] = -torch.inf
+    if filtered:
+        scores = scores.scatter(1, seen, -torch.inf)
+    width = min(n, scores.shape[1])
+    best = scores.topk(width)
+    torch.testing.assert_close(found.scores[:, :width], best.values, rtol=1e-4, atol=1e-5)
+    for row in range(3):
+        listed = found.items[row][found.items[row] > 0].tolist()
+        assert len(set(listed)) == len(listed)
+        assert len(listed) == min(n, int((scores[row] > -torch.inf).sum()))
+        if filtered:
+            assert not set(listed) & set(seen[row].tolist())
+
+
+@given(any_search(), st.randoms(use_true_random=False))
+def test_order_of_interests_changes_nothing(search, random) -> None:
+    vectors, users, n, _ = search
+    order = list(range(users.shape[1]))
+    random.shuffle(order)
+    index = ItemIndex(vectors)
+    first, second = retrieve(index, users, n), retrieve(index, users[:, order], n)
+    torch.testing.assert_close(first.scores, second.scores)
+    assert torch.equal(first.items, second.items)
+    kept = first.items > 0
+    assert torch.equal(first.interest[kept], torch.tensor(order)[second.interest][kept])
+    target = torch.from_numpy(vectors[:3] if len(vectors) >= 3 else np.repeat(vectors[:1], 3, axis=0))
+    torch.testing.assert_close(read_out(users, target), read_out(users[:, order], target))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 15))
+def test_metrics_stay_within_bounds(seed: int, n: int, k: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    ranked = torch.stack([torch.randperm(20, generator=rng)[:n] for _ in range(6)])  # 0 is padding
+    targets = torch.randint(0, 20, (6, 5), generator=rng)
+    targets[:, 0] = targets[:, 0].clamp(min=1)
+    hits, count = find_hits(ranked, targets)
+    values = {name: function(hits, count, k) for name, function in RANKING.items()}
+    for value in values.values():
+        assert ((value >= 0) & (value <= 1 + 1e-12)).all()
+    assert (values["recall"] <= values["hr"]).all()
+    assert (values["ndcg"] <= values["ndcg_comirec"] + 1e-12).all()
+    assert torch.equal(values["hr"] > 0, values["ndcg"] > 0)
+    for row in range(6):
+        wanted = {int(item) for item in targets[row] if item}
+        made = len(wanted & {int(item) for item in ranked[row, :k]})
+        assert values["recall"][row].item() == pytest.approx(made / len(wanted))
+
+
+@given(st.integers(0, 10**6), st.floats(0, 10))
+def test_diverse_lists_are_permutations_of_candidates(seed: int, weight: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores, items = torch.rand(2, 3, 5, generator=rng), torch.randint(1, 12, (2, 3, 5), generator=rng)
+    candidates = merge(scores.sort(dim=2, descending=True).values, items, 15)
+    found = rerank_diverse(candidates, torch.randint(0, 3, (12,), generator=rng), 15, weight)
+    assert torch.equal(found.items.sort(dim=1).values, candidates.items.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 4))
+def test_padding_invariance(name: str, seed: int, length: int, padding: int) -> None:
+    torch.manual_seed(seed)
+    backbone = BACKBONES[name].build(BACKBONES[name].config(name=name), 30, 10).eval()
+    history = torch.randint(1, 31, (2, length))
+    padded = torch.cat([torch.zeros(2, padding, dtype=torch.long), history], dim=1)
+    torch.testing.assert_close(backbone(history).vectors, backbone(padded).vectors, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 10**6))
+def test_loss_does_not_depend_on_the_order_of_samples(seed: int) -> None:
+    torch.manual_seed(seed)
+    backbone = BACKBONES["comirec_sa"].build(BACKBONES["comirec_sa"].config(), 30, 6).eval()
+    history, target = torch.randint(0, 31, (5, 6)), torch.randint(1, 31, (5,))
+    loss = RetrievalLoss("full_softmax", torch.ones(31, dtype=torch.long))
+    order = torch.randperm(5)
+    first = loss(backbone, backbone(history), history, target)["full_softmax"]
+    second = loss(backbone, backbone(history[order]), history[order], target[order])["full_softmax"]
+    torch.testing.assert_close(first, second)
