@@ -1,0 +1,160 @@
+"""Measured ratios of the base of the suite on `beauty`; run with `make bench` on an otherwise idle machine.
+
+Nothing is asserted: timings are for people to read. Both sides of a ratio alternate in one process.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from eimf.callbacks import RetrievalEval
+from eimf.config import Config, load
+from eimf.data.datamodule import InteractionData
+from eimf.data.sequences import prepare
+from eimf.retrieval import ItemIndex, retrieve
+from eimf.training import build_model, build_trainer
+from tests.conftest import ROOT, real_data
+
+REPEATS = 5
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    os.environ["EIMF_DATA_MIRROR"] = str(real_data())
+    options = ["trainer.progress=false", "logger.wandb=disabled", "trainer.accelerator=cpu", "trainer.devices=1"]
+    return load(ROOT / "experiments/beauty/comirec_sa.yaml", options)
+
+
+@pytest.fixture(scope="module")
+def data(config: Config) -> InteractionData:
+    return InteractionData(prepare(config.dataset, ROOT / "data"), config)
+
+
+def clock(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(name: str, ours: list[float], theirs: list[float], unit: str = "s") -> None:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print(
+        f"\n{name}: ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f}), "
+        f"medians {statistics.median(ours):.4f} and {statistics.median(theirs):.4f} {unit}, {len(ours)} repeats, "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def test_batch_making_against_the_step(config: Config, data: InteractionData) -> None:
+    model = build_model(config, data)
+    model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer = model.make_optimizer(model)
+    making, stepping = [], []
+    for _ in range(REPEATS):
+        batches = iter(data.train_dataloader())
+        kept = [next(batches)]
+        making.append(clock(lambda: kept.extend(next(batches) for _ in range(40))) / 40)  # noqa: B023
+
+        def step() -> None:
+            for batch in kept[:20]:  # noqa: B023
+                optimizer.zero_grad()
+                model.training_step(batch, 0).backward()
+                optimizer.step()
+
+        stepping.append(clock(step) / 20)
+    report("batch making / training step", making, stepping)
+
+
+class _Bare(pl.Callback):
+    """Stops Lightning's epoch after a number of steps, and measures it from the first step to the last."""
+
+    def __init__(self, steps: int, skip: int) -> None:
+        self.steps, self.skip, self.seconds, self._start = steps, skip, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> int | None:  # noqa: ANN001
+        if batch_idx == self.skip:
+            self._start = time.perf_counter()
+        if batch_idx == self.skip + self.steps:
+            self.seconds = time.perf_counter() - self._start
+            trainer.should_stop = True
+            return -1
+        return None
+
+
+def test_lightning_against_a_bare_loop(config: Config, data: InteractionData) -> None:
+    steps, skip = 60, 5
+    ours, theirs = [], []
+    for _ in range(REPEATS):
+        model = build_model(config, data)
+        counter = _Bare(steps, skip)
+        trainer = build_trainer(config, None, RetrievalEval(config.eval, config.cutoffs))
+        trainer.callbacks = [counter]  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.limit_val_batches = 0
+        trainer.fit(model, datamodule=data)
+        ours.append(counter.seconds)
+        bare = build_model(config, data).train()
+        bare.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer = bare.make_optimizer(bare)
+        start = 0.0
+        for index, batch in enumerate(data.train_dataloader()):
+            if index == skip:
+                start = time.perf_counter()
+            if index == skip + steps:
+                break
+            optimizer.zero_grad()
+            bare.training_step(batch, index).backward()
+            optimizer.step()
+        theirs.append(time.perf_counter() - start)
+    report("Lightning / bare PyTorch loop", ours, theirs)
+
+
+def test_exact_retrieval_against_bare_matrix_products(data: InteractionData) -> None:
+    torch.manual_seed(0)
+    users, items = torch.randn(2236, 4, 64), torch.randn(data.prepared.n_items + 1, 64)
+    index = ItemIndex(items.numpy())
+
+    def ours() -> None:
+        for part in users.split(1024):
+            retrieve(index, part, 50)
+
+    def bare() -> None:
+        for part in users.split(1024):
+            scores = part.flatten(0, 1) @ items.T
+            scores[:, 0] = -torch.inf
+            best, found = scores.topk(50, dim=1)
+            best, order = best.view(len(part), -1).sort(dim=1, descending=True)
+            found = found.view(len(part), -1).gather(1, order)
+            for row in found.tolist():  # first occurrence of each item, the usual way
+                list(dict.fromkeys(row))[:50]
+
+    ours(), bare()
+    pairs = [(clock(ours), clock(bare)) for _ in range(REPEATS)]
+    report("FAISS search + merge / matmul + topk + merge", [a for a, _ in pairs], [b for _, b in pairs])
+
+
+def test_peak_memory_of_a_run(tmp_path: Path) -> None:
+    real_data()
+    code = (
+        "import resource, sys; from eimf.cli import main; main(sys.argv[1:]);"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    arguments = ["train", "experiments/beauty/comirec_sa.yaml", "trainer.max_epochs=1", "trainer.progress=false"]
+    out = subprocess.run(
+        [sys.executable, "-c", code, *arguments, f"logger.root={tmp_path}", "logger.wandb=disabled"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    print(f"\npeak memory of a beauty run: {float(out.split('PEAK')[1]):.2f} GiB")
+    results = json.loads(next(tmp_path.glob("*/version_0/results.json")).read_text())
+    assert results["test"]["recall@50"] > 0
