@@ -316,3 +316,25 @@ def test_wandb_offline_without_network_or_key(data_root: Path, tmp_path: Path) -
     folder = tmp_path / "demo-comirec_sa" / "version_0"
     assert list((folder / "wandb").glob("offline-run-*"))
     assert (folder / "results.json").is_file()
+
+
+def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path) -> None:
+    """DDP over gloo: users are shared out without padding, and sums are reduced, so the numbers agree."""
+    arguments = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "trainer.max_epochs=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "eimf", "train", *arguments, "trainer.devices=2", "trainer.strategy=ddp"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "demo-comirec_sa" / "version_0"
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    together = json.loads((folder / "results.json").read_text())
+    alone, _ = evaluate_run(folder, ["trainer.devices=1", "trainer.strategy=auto"], quiet)
+    for part in ("val", "test"):
+        assert alone[part].summary == pytest.approx(together[part], abs=1e-12)
+    frame = pl.read_parquet(folder / "metrics.parquet").filter(pl.col("part") == "test")
+    assert alone["test"].per_user.equals(frame.drop("part"))
