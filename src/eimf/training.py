@@ -60,6 +60,7 @@ def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
         prepared.items.write_parquet(folder / "items.parquet")
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
+    report_users(data, say)
     model = build_model(config, data)
     evaluation = RetrievalEval(config.eval, config.cutoffs)
     trainer = build_trainer(config, folder, evaluation)
@@ -126,6 +127,18 @@ def build_model(config: Config, data: InteractionData) -> MultiInterestModel:
     return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared))
 
 
+def report_users(data: InteractionData, say: Say) -> None:
+    """Say how many users are trained on and held out, and how many cannot be evaluated."""
+    parts = data.split
+    say(
+        f"users: {len(parts.train.user_idx):,} train, {len(parts.validation):,} validation, {len(parts.test):,} test "
+        f"({100 * parts.test.tied.mean():.1f}% of them with tied timestamps at the targets)"
+    )
+    for name, held in (("validation", parts.validation), ("test", parts.test)):
+        if held.too_short:
+            say(f"  {held.too_short:,} users have too short a history for {name} and are not evaluated")
+
+
 def provenance(config: Config, prepared: Prepared) -> dict[str, Any]:
     """What a checkpoint says of its origin."""
     return {
@@ -158,6 +171,8 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
             ),
             Curves(folder / "metrics.csv"),
         ]
+    # Deterministic mode would also fill every new buffer with NaN to catch reads of uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     logger = wandb_logger(config, folder) if folder is not None and _is_first_process() else None
     try:
         return pl.Trainer(
@@ -178,6 +193,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
+            log_every_n_steps=1,  # nothing is logged by step; this only silences advice for short epochs
             deterministic="warn" if torch.cuda.is_available() else True,
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
@@ -290,6 +306,7 @@ def write_results(folder: Path, results: dict[str, Evaluation], config: Config, 
             "seed": config.seed,
             "data_digest": prepared.digest,
             "package_version": __version__,
+            "users": {part: one.per_user["user_idx"].n_unique() for part, one in results.items()},
             **{part: one.summary for part, one in results.items()},
             "trade_off": {part: one.trade_off for part, one in results.items()},
         },

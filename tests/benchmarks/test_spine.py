@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -80,7 +81,9 @@ class _Bare(pl.Callback):
     def __init__(self, steps: int, skip: int) -> None:
         self.steps, self.skip, self.seconds, self._start = steps, skip, 0.0, 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> int | None:  # noqa: ANN001
+    def on_train_batch_start(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> int | None:
         if batch_idx == self.skip:
             self._start = time.perf_counter()
         if batch_idx == self.skip + self.steps:
@@ -136,7 +139,8 @@ def test_exact_retrieval_against_bare_matrix_products(data: InteractionData) -> 
             for row in found.tolist():  # first occurrence of each item, the usual way
                 list(dict.fromkeys(row))[:50]
 
-    ours(), bare()
+    ours()
+    bare()
     pairs = [(clock(ours), clock(bare)) for _ in range(REPEATS)]
     report("FAISS search + merge / matmul + topk + merge", [a for a, _ in pairs], [b for _, b in pairs])
 

@@ -5,6 +5,7 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from eimf.data.sources import demo, table
 from eimf.data.sources.base import clean_interactions, clean_items
 from eimf.errors import ConfigError, DataError
 
-LOOSE = {"user_min": 1, "item_min": 1}
+LOOSE: dict[str, Any] = {"user_min": 1, "item_min": 1}
 
 
 def own(path: Path, items: Path | None = None, **options) -> DatasetConfig:

@@ -33,6 +33,8 @@ class Holdout:
     tied: np.ndarray
     """bool[E]: a timestamp ties across the border of the targets, so that the published order alone decided which
     item is a target."""
+    too_short: int = 0
+    """Users who belong here but have no context or no target, and are not evaluated."""
 
     def __len__(self) -> int:
         return len(self.user_idx)
@@ -82,7 +84,7 @@ def _holdout(sequences: Sequences, users: np.ndarray, start: np.ndarray, cut: np
     tied = times[cut - 1] == times[cut]
     inside = np.flatnonzero(end < limit)  # something follows the targets: that border can tie too
     tied[inside] |= times[end[inside] - 1] == times[end[inside]]
-    return Holdout(users, start, cut, end, tied)
+    return Holdout(users, start, cut, end, tied, too_short=int((~usable).sum()))
 
 
 def _by_user(sequences: Sequences, config: SplitConfig) -> Split:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import polars as pl
+from tqdm import tqdm
 
 from eimf.errors import DataError
 
@@ -37,10 +38,13 @@ def _blocks(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as raw:
             stream = cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw  # noqa: SIM115 (closes with raw)
-            while block := stream.read(BLOCK_BYTES):
-                block += stream.readline()
-                if block.strip():
-                    yield block
+            size = path.stat().st_size
+            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < BLOCK_BYTES) as progress:
+                while block := stream.read(BLOCK_BYTES):
+                    block += stream.readline()
+                    if block.strip():
+                        yield block
+                    progress.update(raw.tell() - progress.n)  # compressed bytes, as the total
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except (OSError, EOFError) as error:
