@@ -7,7 +7,15 @@ from jaxtyping import install_import_hook
 
 # Before anything imports these modules: every call in the tests checks shapes and types.
 install_import_hook(
-    ["eimf.backbones", "eimf.losses", "eimf.negatives", "eimf.metrics", "eimf.retrieval", "eimf.data.batch"],
+    [
+        "eimf.backbones",
+        "eimf.losses",
+        "eimf.negatives",
+        "eimf.metrics",
+        "eimf.retrieval",
+        "eimf.data.batch",
+        "eimf.alignment",
+    ],
     "beartype.beartype",
 )
 

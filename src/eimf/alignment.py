@@ -1,0 +1,200 @@
+"""EIMF's two auxiliary tasks, semantic prediction and modality alignment, and the head that carries them.
+
+Nothing here is in the inference graph: the head lives beside the backbone and is dropped when a run is served. The
+paper (arXiv 2411.09410) names the two tasks; how they are computed is our reading, listed under *Choices* in
+docs/choices.md and open to ablation.
+
+Shapes: B labelled samples, K behavioural interests, S explicit interests, D and D_text their dimensions, P pairs.
+"""
+
+from itertools import permutations
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, Interests
+from eimf.losses import full_softmax
+
+MAX_PERMUTATIONS = 5_000
+"""Above this many assignments `optimal` matching falls back to `greedy`."""
+
+
+def match_interests(
+    similarity: Float[Tensor, "B K S"],
+    present: Bool[Tensor, "B S"],
+    method: Literal["optimal", "greedy"] = "optimal",
+) -> Int[Tensor, "B S"]:
+    """Assign an own behavioural interest to each explicit one, so that the sum of similarities is large.
+
+    `optimal` is the exact assignment (as the Hungarian algorithm finds it), by trying all of them at once: K and S are
+    small. With more explicit interests than behavioural ones, those left over take their most similar one.
+
+    Returns:
+        The behavioural interest of each explicit one; meaningless where `present` is false.
+    """
+    batch, count, size = similarity.shape
+    similarity = similarity.detach().masked_fill(~present[:, None], 0.0)
+    assignments = list(_assignments(count, size)) if method == "optimal" and _n_assignments(count, size) else []
+    if assignments:
+        table = torch.tensor(assignments, device=similarity.device)  # [A, S]
+        explicit = torch.arange(size, device=similarity.device).expand_as(table)
+        return table[similarity[:, table, explicit].sum(dim=2).argmax(dim=1)]
+    left = similarity.masked_fill(~present[:, None], -torch.inf)
+    chosen = similarity.argmax(dim=1)
+    rows = torch.arange(batch, device=similarity.device)
+    for _ in range(min(count, size)):
+        best = left.flatten(1).argmax(dim=1)
+        k, s = best // size, best % size
+        valid = left[rows, k, s] > -torch.inf
+        chosen[rows[valid], s[valid]] = k[valid]
+        left[rows, k] = -torch.inf
+        left[rows, :, s] = -torch.inf
+    return chosen
+
+
+def _n_assignments(count: int, size: int) -> int:
+    """Number of one-to-one assignments, 0 where there is none or too many to try."""
+    if size > count:
+        return 0
+    total = 1
+    for factor in range(count, count - size, -1):
+        total *= factor
+    return total if total <= MAX_PERMUTATIONS else 0
+
+
+def _assignments(count: int, size: int) -> "permutations[tuple[int, ...]]":
+    return permutations(range(count), size)
+
+
+def contrast(
+    behaviour: Float[Tensor, "P D"], words: Float[Tensor, "P D"], user: Int[Tensor, " P"], temperature: float
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE over matched pairs; other users' partners are the negatives.
+
+    A user's own other interests are neither positive nor negative: they are his too.
+    """
+    if len(user) == 0:
+        return behaviour.sum() * 0.0
+    logits = F.normalize(behaviour, dim=-1) @ F.normalize(words, dim=-1).T / temperature
+    own = (user[:, None] == user[None]) & ~torch.eye(len(user), dtype=torch.bool, device=user.device)
+    logits = logits.masked_fill(own, -torch.inf)
+    target = torch.arange(len(user), device=user.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+class ExplicitInterests(nn.Module):
+    """The head: maps the words of interests into the behavioural space, and computes both auxiliary losses.
+
+    Args:
+        text_dim, embed_dim: D_text and D.
+        centres: f32[C, D_text], clusters of all explicit interests, for `prediction="interest"`.
+        prediction: `next_item`: the explicit interests predict the target as behavioural ones would; `interest`: the
+            behavioural interests predict the vector and the cluster of the user's explicit ones; or `none`.
+        alignment: `infonce`, `cosine`, `mse` or `none`.
+        matching: which behavioural interest belongs to an explicit one: `optimal`, `greedy`, or `soft`, the
+            similarity-weighted mean of all.
+        temperature: of the contrast and of the soft matching.
+        max_bytes: most memory of the scores of a softmax over items.
+    """
+
+    def __init__(
+        self,
+        text_dim: int,
+        embed_dim: int,
+        centres: Float[Tensor, "C D_text"],
+        prediction: Literal["next_item", "interest", "none"] = "next_item",
+        alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce",
+        matching: Literal["optimal", "greedy", "soft"] = "optimal",
+        temperature: float = 0.1,
+        max_bytes: int = 4 * 2**20,
+    ) -> None:
+        super().__init__()
+        self.prediction, self.alignment, self.matching = prediction, alignment, matching
+        self.temperature, self.max_bytes = temperature, max_bytes
+        if prediction == "next_item" or alignment != "none":
+            hidden = 2 * embed_dim
+            self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
+        if prediction == "interest":
+            self.describe = nn.Linear(embed_dim, text_dim)
+            self.register_buffer("centres", centres)
+
+    def forward(
+        self,
+        backbone: Backbone,
+        interests: Interests,
+        words: Float[Tensor, "B S D_text"],
+        alignable: Bool[Tensor, "B S"],
+        predictive: Bool[Tensor, "B S"],
+        user: Int[Tensor, " B"],
+        target: Int[Tensor, " B"],
+        temperature: float = 1.0,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Unweighted losses by name: `semantic_prediction` and `modality_alignment`, those that are on.
+
+        Args:
+            interests: the backbone's interests of the labelled samples.
+            words: text vectors of the users' explicit interests.
+            alignable, predictive: which of them this step may use for which task (see `Supervision`).
+            temperature: of the recommendation loss; scores of items are divided by it.
+        """
+        losses: dict[str, Tensor] = {}
+        mapped = self.adapter(words) if hasattr(self, "adapter") else words  # [B, S, D]
+        if self.prediction == "next_item":
+            losses["semantic_prediction"] = self._predict_item(backbone, mapped, predictive, target, temperature)
+        elif self.prediction == "interest":
+            losses["semantic_prediction"] = self._predict_interest(interests.vectors, words, alignable)
+        if self.alignment != "none":
+            losses["modality_alignment"] = self._align(interests.vectors, mapped, alignable, user)
+        return losses
+
+    def _predict_item(
+        self, backbone: Backbone, mapped: Tensor, allowed: Tensor, target: Tensor, temperature: float
+    ) -> Float[Tensor, ""]:
+        usable = allowed.any(dim=1)
+        if not usable.any():
+            return mapped.sum() * 0.0
+        mapped, allowed, target = mapped[usable], allowed[usable], target[usable]
+        table = backbone.item_vectors()
+        # A hard read-out among the allowed interests: those that are not are pushed out of its reach.
+        scores = torch.einsum("bsd,bd->bs", mapped, table[target]).masked_fill(~allowed, -torch.inf)
+        best = mapped[torch.arange(len(target), device=target.device), scores.argmax(dim=1)]
+        return full_softmax(best / temperature, table, target, self.max_bytes)
+
+    def _predict_interest(self, vectors: Tensor, words: Tensor, present: Tensor) -> Float[Tensor, ""]:
+        told, wanted = self._partners(self.describe(vectors), words, present)[present], words[present]  # [P, D_text]
+        if len(told) == 0:
+            return self.describe(vectors).sum() * 0.0
+        regression = (1 - F.cosine_similarity(told, wanted, dim=-1)).mean()
+        cluster = (wanted @ self.centres.T).argmax(dim=1)  # pyright: ignore[reportAttributeAccessIssue]
+        logits = F.normalize(told, dim=-1) @ F.normalize(self.centres, dim=-1).T / self.temperature  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return regression + F.cross_entropy(logits, cluster)
+
+    def _align(self, vectors: Tensor, mapped: Tensor, present: Tensor, user: Tensor) -> Float[Tensor, ""]:
+        partner = self._partners(vectors, mapped, present)[present]
+        words, owner = mapped[present], user[:, None].expand_as(present)[present]
+        if len(words) == 0:
+            return mapped.sum() * 0.0
+        if self.alignment == "infonce":
+            return contrast(partner, words, owner, self.temperature)
+        if self.alignment == "cosine":
+            return (1 - F.cosine_similarity(partner, words, dim=-1)).mean()
+        return F.mse_loss(partner, words)
+
+    def _partners(self, vectors: Tensor, mapped: Tensor, present: Tensor) -> Float[Tensor, "B S D"]:
+        """The behavioural interest that belongs to each explicit one."""
+        similarity = F.normalize(vectors, dim=-1) @ F.normalize(mapped, dim=-1).transpose(1, 2)  # [B, K, S]
+        if self.matching == "soft":
+            weights = (similarity / self.temperature).softmax(dim=1)
+            return weights.transpose(1, 2) @ vectors
+        chosen = match_interests(similarity, present, self.matching)
+        return vectors.gather(1, chosen[..., None].expand(-1, -1, vectors.shape[-1]))
+
+
+def schedule(epoch: int, warmup: int, decay: int, last: int) -> float:
+    """Factor of the auxiliary losses at an epoch (from 0): rises over `warmup` epochs, falls over the last `decay`."""
+    rise = min(1.0, (epoch + 1) / warmup) if warmup > 0 else 1.0
+    fall = min(1.0, (last - epoch) / decay) if decay > 0 else 1.0
+    return max(0.0, min(rise, fall))

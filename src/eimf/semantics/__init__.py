@@ -1,0 +1,1 @@
+"""ESIM: the explicit semantic interest module. Used before and during training only, never at inference."""

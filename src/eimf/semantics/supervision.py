@@ -1,0 +1,191 @@
+"""Explicit interests as tensors beside the training data, with what each training step may see of them.
+
+A label was made from a history. At a training sample whose target is at flat position t:
+
+- alignment may use an interest only if one of its items lies before t;
+- next-item prediction may use an interest only if its items do not include t. By default the whole label must have
+  been made from items before t, or the target's interests are dropped: otherwise predicting is copying.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from eimf.data.sequences import Prepared
+from eimf.data.splits import Spans
+from eimf.errors import LabelError
+
+NOWHERE = -1
+
+
+class Interest(NamedTuple):
+    """An interest in words."""
+
+    name: str
+    items: tuple[int, ...]
+    """Positions in the label's history, from 1, of the items that show it."""
+
+
+class Label(NamedTuple):
+    """What an LLM said of one user."""
+
+    user_id: str
+    interests: tuple[Interest, ...]
+    history: tuple[str, ...]
+    """Item ids that the LLM saw, oldest first."""
+
+
+class Matched(NamedTuple):
+    """Labels that fit the training data, and why others do not."""
+
+    rows: list[tuple[int, int, Label, np.ndarray]]
+    """Training user (row of the spans), his user_idx, the label, and the flat position of each item it saw."""
+    dropped: dict[str, int]
+
+
+def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Matched:
+    """Find each label's user and items among the training slices.
+
+    A label whose user is held out, or whose history reaches beyond the user's training slice, is dropped: nothing
+    made from validation or test interactions may reach training.
+
+    Raises:
+        LabelError: no label fits.
+    """
+    sequences = prepared.sequences
+    user_of = {name: index for index, name in enumerate(prepared.user_ids)}
+    number = dict(zip(prepared.items["item_id"], prepared.items["item_idx"], strict=True))
+    place = {int(user): row for row, user in enumerate(spans.user_idx)}
+    rows, dropped = [], dict.fromkeys(("unknown user", "held-out user", "history not in the training slice"), 0)
+    for label in labels:
+        user = user_of.get(label.user_id)
+        if user is None:
+            dropped["unknown user"] += 1
+            continue
+        if user not in place:
+            dropped["held-out user"] += 1
+            continue
+        start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
+        where = _find_in_order([number.get(item, 0) for item in label.history], sequences.items[start:end])
+        if where is None:
+            dropped["history not in the training slice"] += 1
+            continue
+        rows.append((place[user], user, label, where + start))
+    if not rows:
+        raise LabelError(
+            f"labels: none of {len(labels)} fits the training users of {prepared.folder.name} "
+            f"({', '.join(f'{count} {why}' for why, count in dropped.items())}); give labels of this data set and split."
+        )
+    return Matched(rows, {why: count for why, count in dropped.items() if count})
+
+
+def _find_in_order(wanted: list[int], items: np.ndarray) -> np.ndarray | None:
+    """Positions of `wanted` in `items`, in order, the latest that fit; None if they are not all there."""
+    found, at = np.empty(len(wanted), dtype=np.int64), len(items)
+    for back in range(len(wanted) - 1, -1, -1):
+        hits = np.flatnonzero(items[:at] == wanted[back])
+        if len(hits) == 0:
+            return None
+        found[back] = at = int(hits[-1])
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Supervision:
+    """Explicit interests of N labelled training users, up to S each, with up to M items each."""
+
+    vectors: Float[Tensor, "N S D_text"]
+    """Text vectors of the interests' names; zero where there is none."""
+    present: Bool[Tensor, "N S"]
+    items: Int[Tensor, "N S M"]
+    """Flat positions of the items that show each interest; -1 where there is none."""
+    seen_end: Int[Tensor, " N"]
+    """Flat position right after the last item that the label saw."""
+    span_row: Int[Tensor, " N"]
+    """The user's row in the training spans."""
+    user_idx: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.span_row)
+
+    def alignable(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"]) -> Bool[Tensor, "B S"]:
+        """Interests that at least one item before the target shows.
+
+        Args:
+            row: labelled users, rows of this object.
+            target: flat positions of the samples' targets.
+        """
+        items = self.items[row]
+        return ((items >= 0) & (items < target[:, None, None])).any(dim=2) & self.present[row]
+
+    def predictive(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], only_after: bool) -> Bool[Tensor, "B S"]:
+        """Interests that may predict the target without having been made from it.
+
+        Args:
+            only_after: targets that the label's history reached have none; else only interests that name the target
+                itself are left out.
+        """
+        made_from_it = (self.items[row] == target[:, None, None]).any(dim=2)
+        allowed = self.present[row] & ~made_from_it
+        if only_after:
+            allowed = allowed & (target >= self.seen_end[row])[:, None]
+        return allowed
+
+
+def build_supervision(matched: Matched, name_vectors: dict[str, np.ndarray]) -> Supervision:
+    """Pack matched labels into tensors.
+
+    Args:
+        name_vectors: interest name -> f32[D_text].
+    """
+    most = max(len(label.interests) for _, _, label, _ in matched.rows)
+    widest = max((len(one.items) for _, _, label, _ in matched.rows for one in label.interests), default=1)
+    count, dim = len(matched.rows), len(next(iter(name_vectors.values())))
+    vectors = np.zeros((count, most, dim), np.float32)
+    present = np.zeros((count, most), bool)
+    items = np.full((count, most, max(widest, 1)), NOWHERE, np.int64)
+    seen_end = np.zeros(count, np.int64)
+    for n, (_, _, label, where) in enumerate(matched.rows):
+        seen_end[n] = where[-1] + 1
+        for s, interest in enumerate(label.interests):
+            vectors[n, s], present[n, s] = name_vectors[interest.name], True
+            at = [where[item - 1] for item in interest.items if 1 <= item <= len(where)]
+            items[n, s, : len(at)] = at
+    return Supervision(
+        torch.from_numpy(vectors),
+        torch.from_numpy(present),
+        torch.from_numpy(items),
+        torch.from_numpy(seen_end),
+        torch.tensor([row for row, *_ in matched.rows]),
+        torch.tensor([user for _, user, *_ in matched.rows]),
+    )
+
+
+def shuffled(supervision: Supervision, seed: int) -> Supervision:
+    """The control: every user keeps his items and positions, and gets the words of another one."""
+    order = np.random.default_rng(seed).permutation(len(supervision))
+    donor = np.empty_like(order)
+    donor[order] = np.roll(order, 1)  # a cycle through a random order: nobody keeps his own
+    shift = torch.from_numpy(donor)
+    vectors, present = supervision.vectors[shift], supervision.present[shift]
+    # Where the other user has more interests, this one's item positions do not exist: take the first one's.
+    items = torch.where(
+        supervision.present[:, :, None], supervision.items, supervision.items[:, :1].expand_as(supervision.items)
+    )
+    return Supervision(vectors, present, items, supervision.seen_end, supervision.span_row, supervision.user_idx)
+
+
+def take_share(labels: list[Label], share: float, seed: int) -> list[Label]:
+    """A seeded share of the labels; smaller shares are subsets of larger ones."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [labels[index] for index in np.sort(order[: max(1, round(share * len(labels)))])]
+
+
+def names_of(labels: list[Label]) -> pl.Series:
+    """All distinct interest names, sorted."""
+    return pl.Series("name", sorted({one.name for label in labels for one in label.interests}), dtype=pl.String)

@@ -1,0 +1,107 @@
+"""Typical users: the ones whose interests are worth an LLM call. Made from training slices only."""
+
+from typing import Literal, NamedTuple
+
+import faiss
+import numpy as np
+import polars as pl
+
+from eimf.data.sequences import Sequences
+from eimf.data.splits import Spans
+from eimf.errors import ConfigError
+
+
+class Typical(NamedTuple):
+    """Chosen users, best first within a cluster (contract [C])."""
+
+    users: pl.DataFrame
+    """`user_idx: i32, cluster: i32, distance: f32, cluster_size: i32`"""
+    coverage: float
+    """Mean cosine distance from a training user to the nearest chosen one."""
+
+
+def user_vectors(sequences: Sequences, spans: Spans, item_vectors: np.ndarray) -> np.ndarray:
+    """Mean of the vectors of each user's training items, scaled to length 1: f32[U_train, D].
+
+    Args:
+        spans: training slices; nothing outside them is read.
+        item_vectors: f32[I + 1, D], row 0 padding.
+    """
+    owner = np.repeat(np.arange(len(spans.start)), spans.end - spans.start)
+    first = np.concatenate([[0], np.cumsum(spans.end - spans.start)[:-1]])
+    at = np.arange(len(owner)) - first[owner] + spans.start[owner]
+    means = np.add.reduceat(item_vectors[sequences.items[at]], first, axis=0) / (spans.end - spans.start)[:, None]
+    return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def choose_typical(
+    vectors: np.ndarray,
+    spans: Spans,
+    *,
+    n_clusters: int,
+    budget: int,
+    min_history: int = 5,
+    method: Literal["cluster", "random", "longest"] = "cluster",
+    seed: int = 0,
+) -> Typical:
+    """Choose `budget` users: nearest to the centres of spherical k-means clusters, in proportion to cluster size.
+
+    Args:
+        vectors: f32[U_train, D] of length 1, as `user_vectors` gives them.
+        min_history: fewest training items of a chosen user.
+        method: `random` and `longest` (most items) are for comparison.
+
+    Raises:
+        ConfigError: fewer users qualify than the budget.
+    """
+    lengths = spans.end - spans.start
+    eligible = np.flatnonzero(lengths >= min_history)
+    if len(eligible) < budget:
+        raise ConfigError(
+            f"typical.budget: is {budget}, but only {len(eligible)} of {len(lengths)} training users have at least "
+            f"typical.min_history={min_history} items; lower one of them."
+        )
+    clusters = min(n_clusters, budget)
+    kmeans = faiss.Kmeans(
+        vectors.shape[1], clusters, niter=20, seed=seed, spherical=True, min_points_per_centroid=1, verbose=False
+    )
+    kmeans.train(vectors)
+    similarity, nearest = kmeans.index.search(vectors, 1)  # pyright: ignore[reportCallIssue, reportOptionalMemberAccess]
+    cluster, distance = nearest[:, 0], 1 - similarity[:, 0]
+    sizes = np.bincount(cluster, minlength=clusters)
+    if method == "cluster":
+        chosen = _nearest_by_quota(eligible, cluster, distance, sizes, budget)
+    elif method == "random":
+        chosen = np.sort(np.random.default_rng(seed).choice(eligible, budget, replace=False))
+    else:
+        chosen = eligible[np.argsort(-lengths[eligible], kind="stable")[:budget]]
+    users = pl.DataFrame(
+        {
+            "user_idx": spans.user_idx[chosen].astype(np.int32),
+            "cluster": cluster[chosen].astype(np.int32),
+            "distance": distance[chosen].astype(np.float32),
+            "cluster_size": sizes[cluster[chosen]].astype(np.int32),
+        }
+    )
+    return Typical(users, coverage(vectors, vectors[chosen]))
+
+
+def _nearest_by_quota(
+    eligible: np.ndarray, cluster: np.ndarray, distance: np.ndarray, sizes: np.ndarray, budget: int
+) -> np.ndarray:
+    """The users nearest to each centre, as many as the cluster's share of all users, rounded to sum to the budget."""
+    order = eligible[np.lexsort((distance[eligible], cluster[eligible]))]
+    counts = np.bincount(cluster[order], minlength=len(sizes))
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    place = np.arange(len(order)) - first[cluster[order]]
+    # D'Hondt's method: the (r + 1)-th seat of a cluster of size s is worth s / (r + 1).
+    worth = sizes[cluster[order]] / (place + 1)
+    return order[np.sort(np.argsort(-worth, kind="stable")[:budget])]
+
+
+def coverage(vectors: np.ndarray, chosen: np.ndarray) -> float:
+    """Mean cosine distance from each row of `vectors` to its nearest row of `chosen`; all of length 1."""
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(chosen))  # pyright: ignore[reportCallIssue]
+    similarity, _ = index.search(vectors, 1)  # pyright: ignore[reportCallIssue]
+    return float(1 - similarity.mean())
