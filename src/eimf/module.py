@@ -4,15 +4,50 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from eimf.alignment import ExplicitInterests, schedule
 from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
-from eimf.data.batch import Batch, EvalBatch
+from eimf.data.batch import Batch, EvalBatch, LabelledSamples
 from eimf.losses import RetrievalLoss
 
 CHECKPOINT_KEY = "eimf"
+
+
+class Explicit(nn.Module):
+    """EIMF's auxiliary tasks with their weights and schedule.
+
+    Args:
+        head: computes the losses.
+        weights: of `semantic_prediction` and `modality_alignment`.
+        warmup, decay: epochs of the schedule, see `eimf.alignment.schedule`.
+    """
+
+    def __init__(self, head: ExplicitInterests, weights: dict[str, float], warmup: int, decay: int) -> None:
+        super().__init__()
+        self.head, self.weights, self.warmup, self.decay = head, weights, warmup, decay
+
+    def forward(
+        self, backbone: Backbone, samples: LabelledSamples, epoch: int, epochs: int, temperature: float
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name. Where both weights are 0 now, nothing is computed, and no random number drawn."""
+        factor = schedule(epoch, self.warmup, self.decay, epochs)
+        weights = {name: factor * weight for name, weight in self.weights.items() if factor * weight > 0}
+        if not weights:
+            return {}
+        losses = self.head(
+            backbone,
+            backbone(samples.history),
+            samples.label_embeddings,
+            samples.alignable,
+            samples.predictive,
+            samples.user_idx,
+            samples.target,
+            temperature,
+        )
+        return {name: weights[name] * value for name, value in losses.items() if name in weights}
 
 
 class MultiInterestModel(pl.LightningModule):
@@ -23,6 +58,7 @@ class MultiInterestModel(pl.LightningModule):
         loss: turns interests and targets into named loss terms.
         make_optimizer: called with this module.
         provenance: plain values kept in every checkpoint: the configuration, digests, the version.
+        explicit: EIMF's auxiliary tasks, if they are on.
     """
 
     def __init__(
@@ -31,8 +67,10 @@ class MultiInterestModel(pl.LightningModule):
         loss: RetrievalLoss,
         make_optimizer: Callable[[pl.LightningModule], Optimizer],
         provenance: dict[str, Any],
+        explicit: "Explicit | None" = None,
     ) -> None:
         super().__init__()
+        self.explicit = explicit
         self.backbone, self.loss = backbone, loss
         self.make_optimizer, self.provenance = make_optimizer, provenance
 
@@ -48,6 +86,10 @@ class MultiInterestModel(pl.LightningModule):
         else:
             interests, target, history = self.backbone(batch.history), batch.target, batch.history
         terms = self.loss(self.backbone, interests, history, target)
+        if self.explicit is not None and batch.labelled is not None:
+            terms |= self.explicit(
+                self.backbone, batch.labelled, self.current_epoch, self.trainer.max_epochs or 0, self.loss.temperature
+            )
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))

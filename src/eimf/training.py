@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import polars as pl_frames
 import pytorch_lightning as pl
 import torch
@@ -16,16 +17,20 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from eimf import __version__
+from eimf.alignment import ExplicitInterests
 from eimf.artifacts import write_json_atomic, write_text_atomic
-from eimf.backbones import BACKBONES
+from eimf.backbones import BACKBONES, Backbone
 from eimf.callbacks import Curves, EpochSeed, Evaluation, Progress, RetrievalEval
 from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
 from eimf.losses import RetrievalLoss
-from eimf.module import CHECKPOINT_KEY, MultiInterestModel
+from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
+from eimf.semantics.labels import read_labels
+from eimf.semantics.supervision import Supervision, build_supervision, match_labels, names_of, shuffled, take_share
+from eimf.semantics.text import encode_items, encode_texts, principal_components
 from eimf.tracking import wandb_logger
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -61,7 +66,9 @@ def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
     report_users(data, say)
-    model = build_model(config, data)
+    if config.eimf.enabled:
+        data.supervision = load_supervision(config, data, say)
+    model = build_model(config, data, train=True)
     evaluation = RetrievalEval(config.eval, config.cutoffs)
     trainer = build_trainer(config, folder, evaluation)
     if model.backbone.trainable and config.trainer.max_epochs > 0:
@@ -101,8 +108,32 @@ def resume_config(folder: Path) -> Config:
     return load(folder / "config.yaml")
 
 
-def build_model(config: Config, data: InteractionData) -> MultiInterestModel:
-    """Backbone, loss and optimiser of a configuration, with seeded initial weights."""
+def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervision:
+    """The explicit interests of training users, as tensors beside the training data.
+
+    Raises:
+        LabelError: no label fits the training users.
+        ConfigError: the text encoder cannot be loaded.
+    """
+    file = read_labels(Path(config.eimf.labels))
+    for what, count in file.repairs.items():
+        say(f"  {count:,} {what}")
+    labels = take_share(file.labels, config.eimf.share, config.seed)
+    matched = match_labels(labels, data.prepared, data.split.train)
+    names = names_of([label for _, _, label, _ in matched.rows]).to_list()
+    vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
+    made = build_supervision(matched, dict(zip(names, vectors, strict=True)))
+    left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
+    say(f"explicit interests: {int(made.present.sum()):,} of {len(made):,} training users{left_out}")
+    return shuffled(made, config.seed) if config.eimf.shuffle else made
+
+
+def build_model(config: Config, data: InteractionData, train: bool = False) -> MultiInterestModel:
+    """Backbone, loss and optimiser of a configuration, with seeded initial weights.
+
+    Args:
+        train: also what only training needs: the item table's start from text, and EIMF's head.
+    """
     torch.manual_seed(config.seed)
     backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
     backbone.observe(data.item_counts)
@@ -124,7 +155,41 @@ def build_model(config: Config, data: InteractionData) -> MultiInterestModel:
             fused=not clips,
         )
 
-    return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared))
+    if train and config.text.item_init == "text":
+        start_from_text(backbone, config, data.prepared)
+    explicit = build_explicit(config, data.supervision) if train and data.supervision is not None else None
+    return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared), explicit)
+
+
+def start_from_text(backbone: Backbone, config: Config, prepared: Prepared) -> None:
+    """Set the item table to the principal components of the item text vectors."""
+    vectors = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+    table = principal_components(vectors, backbone.embed_dim, config.backbone.init_std)
+    with torch.no_grad():
+        backbone.item_embedding.weight.copy_(torch.from_numpy(table))
+
+
+def build_explicit(config: Config, supervision: Supervision) -> Explicit:
+    """EIMF's auxiliary tasks; made after the backbone, so that its initial weights are as without them."""
+    eimf = config.eimf
+    told = supervision.vectors[supervision.present].numpy()
+    clusters = min(eimf.clusters, len(told))
+    kmeans = faiss.Kmeans(
+        told.shape[1], clusters, niter=20, seed=config.seed, spherical=True, min_points_per_centroid=1
+    )
+    kmeans.train(told)
+    head = ExplicitInterests(
+        told.shape[1],
+        config.backbone.embed_dim,
+        torch.from_numpy(kmeans.centroids),  # pyright: ignore[reportArgumentType]
+        eimf.prediction,
+        eimf.alignment,
+        eimf.matching,
+        eimf.temperature,
+        config.loss.chunk_mb * 2**20,
+    )
+    weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
+    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs)
 
 
 def report_users(data: InteractionData, say: Say) -> None:
@@ -285,6 +350,8 @@ def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> 
 def load_weights(model: MultiInterestModel, path: Path) -> None:
     """Load a checkpoint's weights into a model."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    if model.explicit is None:  # evaluation and serving know nothing of the head
+        state = {name: value for name, value in state.items() if not name.startswith("explicit.")}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

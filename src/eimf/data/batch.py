@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eimf.data.splits import Holdout, Spans
+from eimf.semantics.supervision import Supervision
 
 
 class Batch(NamedTuple):
@@ -21,6 +22,21 @@ class Batch(NamedTuple):
     target: Int[Tensor, "B ..."]
     """[B], or [B, L] for whole sequences: the item that follows each position, 0 where there is none."""
     user_idx: Int[Tensor, " B"]
+    labelled: "LabelledSamples | None" = None
+    """Further samples for EIMF's auxiliary tasks."""
+
+
+class LabelledSamples(NamedTuple):
+    """Samples of users whose interests an LLM has put in words."""
+
+    history: Int[Tensor, "M L"]
+    target: Int[Tensor, " M"]
+    user_idx: Int[Tensor, " M"]
+    label_embeddings: Float[Tensor, "M S D_text"]
+    alignable: Bool[Tensor, "M S"]
+    """Interests that alignment may use at this sample (see `eimf.semantics.supervision`)."""
+    predictive: Bool[Tensor, "M S"]
+    """Interests that may predict this sample's target."""
 
 
 class EvalBatch(NamedTuple):
@@ -62,7 +78,9 @@ class TrainingBatches:
         epoch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        labels: "LabelledDraw | None" = None,
     ) -> None:
+        self.labels = labels
         self.items, self.max_len, self.batch_size = items, max_len, batch_size
         self.sampling, self.rank, self.world_size = sampling, rank, world_size
         self.generator_seed = (seed * 1_000_003 + epoch) % 2**63
@@ -95,9 +113,12 @@ class TrainingBatches:
         order = torch.randperm(len(self._owner), generator=generator)[:total]
         order = order[self.rank :: self.world_size].to(self.items.device)
         chance = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
+        # A generator of its own: drawing labelled samples leaves the order of the others as it is.
+        extra = torch.Generator().manual_seed((self.generator_seed + 7_919 * (self.rank + 1)) % 2**63)
         for begin in range(0, len(order), self.batch_size):
             chosen = order[begin : begin + self.batch_size]
-            yield self._make(chosen, chance[begin : begin + self.batch_size])
+            batch = self._make(chosen, chance[begin : begin + self.batch_size])
+            yield batch._replace(labelled=self.labels.draw(extra)) if self.labels is not None else batch
 
     def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> Batch:
         owner = self._owner[chosen]
@@ -110,6 +131,49 @@ class TrainingBatches:
         step = (chance * (end - first)).long() if self.sampling == "random_cut" else self._place[chosen]
         at = first + step
         return Batch(gather_history(self.items, start, at, self.max_len), self.items[at], self._user[owner])
+
+
+class LabelledDraw:
+    """Draws samples of labelled users: a user at random, then one of his training positions at random.
+
+    Args:
+        items: flat items.
+        spans: training slices.
+        supervision: labels, on the device of `items`.
+        size: M, samples in a draw.
+        only_after: see `Supervision.predictive`.
+    """
+
+    def __init__(
+        self,
+        items: Int[Tensor, " T"],
+        spans: Spans,
+        supervision: Supervision,
+        *,
+        size: int,
+        max_len: int,
+        only_after: bool,
+    ) -> None:
+        self.items, self.supervision, self.size, self.max_len = items, supervision, size, max_len
+        self.only_after = only_after
+        rows = supervision.span_row.cpu().numpy()
+        self._start, self._end = (torch.from_numpy(part[rows]).to(items.device) for part in (spans.start, spans.end))
+
+    def draw(self, generator: torch.Generator) -> LabelledSamples:
+        """M samples with what each may see of its user's label."""
+        labels = self.supervision
+        row = torch.randint(len(labels), (self.size,), generator=generator).to(self.items.device)
+        chance = torch.rand(self.size, generator=generator).to(self.items.device)
+        start, end = self._start[row], self._end[row]
+        at = start + 1 + (chance * (end - start - 1)).long()
+        return LabelledSamples(
+            gather_history(self.items, start, at, self.max_len),
+            self.items[at],
+            labels.user_idx[row],
+            labels.vectors[row],
+            labels.alignable(row, at),
+            labels.predictive(row, at, self.only_after),
+        )
 
 
 class HoldoutBatches:

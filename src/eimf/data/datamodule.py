@@ -4,9 +4,10 @@ import pytorch_lightning as pl
 import torch
 
 from eimf.config import Config
-from eimf.data.batch import HoldoutBatches, TrainingBatches
+from eimf.data.batch import HoldoutBatches, LabelledDraw, TrainingBatches
 from eimf.data.sequences import Prepared
 from eimf.data.splits import Holdout, split
+from eimf.semantics.supervision import Supervision
 
 
 class InteractionData(pl.LightningDataModule):
@@ -17,9 +18,9 @@ class InteractionData(pl.LightningDataModule):
         item_counts: i64[I + 1], occurrences in the training slices.
     """
 
-    def __init__(self, prepared: Prepared, config: Config) -> None:
+    def __init__(self, prepared: Prepared, config: Config, supervision: Supervision | None = None) -> None:
         super().__init__()
-        self.prepared, self.config = prepared, config
+        self.prepared, self.config, self.supervision = prepared, config, supervision
         self.split = split(prepared.sequences, config.split)
         self.item_counts = torch.from_numpy(self.split.item_counts(prepared.sequences, prepared.n_items))
         self._items = torch.tensor(prepared.sequences.items, dtype=torch.long)
@@ -46,6 +47,20 @@ class InteractionData(pl.LightningDataModule):
             seed=self.config.seed,
             epoch=self.trainer.current_epoch if self.trainer is not None else 0,
             **self._place(),
+            labels=self._labels(),
+        )
+
+    def _labels(self) -> LabelledDraw | None:
+        if self.supervision is None:
+            return None
+        eimf = self.config.eimf
+        return LabelledDraw(
+            self._items,
+            self.split.train,
+            self.supervision.to(self._items.device),
+            size=eimf.samples_per_step,
+            max_len=self.config.data.max_len,
+            only_after=eimf.only_after,
         )
 
     def val_dataloader(self) -> HoldoutBatches:

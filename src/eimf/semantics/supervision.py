@@ -19,25 +19,9 @@ from torch import Tensor
 from eimf.data.sequences import Prepared
 from eimf.data.splits import Spans
 from eimf.errors import LabelError
+from eimf.semantics.labels import Label
 
 NOWHERE = -1
-
-
-class Interest(NamedTuple):
-    """An interest in words."""
-
-    name: str
-    items: tuple[int, ...]
-    """Positions in the label's history, from 1, of the items that show it."""
-
-
-class Label(NamedTuple):
-    """What an LLM said of one user."""
-
-    user_id: str
-    interests: tuple[Interest, ...]
-    history: tuple[str, ...]
-    """Item ids that the LLM saw, oldest first."""
 
 
 class Matched(NamedTuple):
@@ -77,9 +61,10 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
             continue
         rows.append((place[user], user, label, where + start))
     if not rows:
+        reasons = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
         raise LabelError(
             f"labels: none of {len(labels)} fits the training users of {prepared.folder.name} "
-            f"({', '.join(f'{count} {why}' for why, count in dropped.items())}); give labels of this data set and split."
+            f"({reasons}); give labels of this data set and split."
         )
     return Matched(rows, {why: count for why, count in dropped.items() if count})
 
@@ -112,6 +97,10 @@ class Supervision:
 
     def __len__(self) -> int:
         return len(self.span_row)
+
+    def to(self, device: torch.device) -> "Supervision":
+        """The same on another device."""
+        return Supervision(**{name: value.to(device) for name, value in vars(self).items()})
 
     def alignable(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"]) -> Bool[Tensor, "B S"]:
         """Interests that at least one item before the target shows.

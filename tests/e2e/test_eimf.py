@@ -1,0 +1,133 @@
+"""Training with explicit interests, on a small simulated shop with made-up labels and a stand-in encoder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eimf
+from eimf.data.sequences import Prepared
+from eimf.errors import ConfigError
+from eimf.recommender import Recommender
+from eimf.semantics import text
+from eimf.training import Run, evaluate_run, train
+from tests.conftest import tiny_config
+from tests.unit.test_semantics import labels_of
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _stand_in_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors by hashing words: no model to load, and words in common make texts similar."""
+
+    def encode(texts: list[str], encoder: str) -> np.ndarray:
+        vectors = np.zeros((len(texts), 32), np.float32)
+        for row, one in enumerate(texts):
+            for word in one.split():
+                vectors[row, int(hashlib.md5(word.encode()).hexdigest(), 16) % 32] += 1
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+    monkeypatch.setattr(text, "_encode", encode)
+
+
+@pytest.fixture(scope="module")
+def labels(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labels") / "tiny.jsonl"
+    rows = [label._asdict() | {"interests": [one._asdict() for one in label.interests]} for label in labels_of(tiny)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(data_root: Path, logs: Path, labels: Path, *overrides: str) -> Run:
+    on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.samples_per_step=16"]
+    return train(tiny_config(data_root, logs, *on, *overrides), say=quiet)
+
+
+def metrics(made: Run) -> dict[str, dict[str, float]]:
+    return {part: one.summary for part, one in made.results.items()}
+
+
+def weights(made: Run) -> dict[str, torch.Tensor]:
+    state = torch.load(made.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("backbone.")}
+
+
+def test_weights_of_zero_reproduce_the_backbone_bit_for_bit(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    dropout = "backbone.dropout=0.3"
+    zero = run(data_root, tmp_path, labels, "eimf.prediction_weight=0", "eimf.alignment_weight=0", dropout)
+    plain = train(tiny_config(data_root, tmp_path, dropout), say=quiet)
+    assert metrics(zero) == metrics(plain)
+    for name, value in weights(plain).items():
+        assert torch.equal(weights(zero)[name], value), name
+    some = run(data_root, tmp_path, labels, dropout)
+    assert metrics(some) != metrics(plain)
+
+
+@pytest.mark.parametrize("backbone", ["comirec_dr", "mind", "remi", "youtube_dnn", "gru4rec"])
+def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tmp_path: Path, labels: Path) -> None:
+    made = run(data_root, tmp_path, labels, f"backbone={backbone}", "data.sampling=every_position")
+    assert made.results["test"].summary["recall@50"] > 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["eimf.prediction=interest", "eimf.alignment=none"],
+        ["eimf.only_after=true", "eimf.matching=soft", "eimf.shuffle=true"],
+        ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
+        ["text.item_init=text", "split.kind=loo"],
+    ],
+    ids=" ".join,
+)
+def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labels: Path) -> None:
+    made = run(data_root, tmp_path, labels, *overrides)
+    assert made.results["test"].summary["recall@20"] > 0
+
+
+def test_each_loss_is_logged_by_name(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    header = (run(data_root, tmp_path, labels).folder / "metrics.csv").read_text().splitlines()[0]
+    for name in ("full_softmax", "semantic_prediction", "modality_alignment", "loss"):
+        assert f"train/{name}" in header.split(",")
+
+
+def test_same_seed_same_digits(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    assert metrics(run(data_root, tmp_path, labels)) == metrics(run(data_root, tmp_path, labels))
+
+
+def operations(model: Recommender) -> list[str]:
+    """Names of all operations of a forward pass, in order."""
+    with torch.inference_mode(), torch.profiler.profile() as profiler:
+        model.backbone(torch.ones(1, 5, dtype=torch.long))
+    return [event.name for event in profiler.events() or [] if event.name.startswith("aten::")]
+
+
+def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    made = run(data_root, tmp_path / "a", labels)
+    plain = train(tiny_config(data_root, tmp_path / "b"), say=quiet)
+    served, bare = eimf.load(made.folder), eimf.load(plain.folder)
+    assert isinstance(served, Recommender)
+    count = [sum(param.numel() for param in one.backbone.parameters()) for one in (served, bare)]
+    assert count[0] == count[1]
+    assert [name for name, _ in served.backbone.named_modules()] == [name for name, _ in bare.backbone.named_modules()]
+    assert operations(served) == operations(bare)  # the same program runs
+    labels_gone = made.folder / "moved.jsonl"
+    labels.rename(labels_gone)
+    try:
+        results, _ = evaluate_run(made.folder, say=quiet)
+        assert {part: one.summary for part, one in results.items()} == metrics(made)
+    finally:
+        labels_gone.rename(labels)
+
+
+def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eimf.labels: is empty"):
+        tiny_config(data_root, tmp_path, "eimf.enabled=true")
+    on = ["eimf.enabled=true", "eimf.labels=x.jsonl"]
+    with pytest.raises(ConfigError, match="no single target"):
+        tiny_config(data_root, tmp_path, *on, "backbone=sasrec")

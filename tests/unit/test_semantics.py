@@ -1,0 +1,184 @@
+"""Typical users, text vectors and supervision."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from eimf.config import SplitConfig
+from eimf.data.batch import LabelledDraw
+from eimf.data.sequences import Prepared
+from eimf.data.splits import Spans, split
+from eimf.errors import ConfigError, LabelError
+from eimf.semantics.labels import Interest, Label
+from eimf.semantics.supervision import build_supervision, match_labels, names_of, shuffled, take_share
+from eimf.semantics.text import item_texts, principal_components
+from eimf.semantics.typical import choose_typical, coverage, user_vectors
+
+
+def labels_of(prepared: Prepared, n_items: int = 4, cut: int = 2) -> list[Label]:
+    """A label for every user with enough items: made from all but the last `cut` of them."""
+    ids, data = prepared.items["item_id"], prepared.sequences
+    made = []
+    for user in range(data.n_users):
+        items = data.items[data.offsets[user] : data.offsets[user + 1] - cut][-n_items:]
+        if len(items) >= 2:
+            half = len(items) // 2
+            interests = (
+                Interest(f"first things of user {user}", tuple(range(1, half + 1))),
+                Interest(f"later things of user {user}", tuple(range(half + 1, len(items) + 1))),
+            )
+            made.append(
+                Label(prepared.user_ids[user], interests, tuple(ids[int(item) - 1] for item in items), "m", "v1")
+            )
+    return made
+
+
+def supervised(prepared: Prepared, spans: Spans):
+    labels = labels_of(prepared)
+    names = names_of(labels).to_list()
+    vectors = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
+    table = dict(zip(names, vectors, strict=True))
+    return build_supervision(match_labels(labels, prepared, spans), table)
+
+
+@pytest.mark.parametrize("kind", ["user", "loo", "time"])
+def test_labels_of_held_out_data_never_reach_training(tiny: Prepared, kind) -> None:
+    parts = split(tiny.sequences, SplitConfig(kind=kind))
+    made = supervised(tiny, parts.train)
+    trained = set(parts.train.user_idx.tolist())
+    assert set(made.user_idx.tolist()) <= trained
+    start, end = (torch.from_numpy(part)[made.span_row] for part in (parts.train.start, parts.train.end))
+    real = made.items >= 0
+    assert ((made.items >= start[:, None, None]) | ~real).all()
+    assert ((made.items < end[:, None, None]) | ~real).all()
+    assert (made.seen_end <= end).all()
+    if kind == "user":
+        dropped = match_labels(labels_of(tiny), tiny, parts.train).dropped
+        assert dropped["held-out user"] > 0
+    if kind == "time":  # a label that saw items after the cut is of no use
+        assert match_labels(labels_of(tiny, cut=0), tiny, parts.train).dropped["history not in the training slice"] > 0
+
+
+@pytest.mark.parametrize("only_after", [False, True])
+def test_no_short_cut_from_label_to_target(tiny: Prepared, only_after: bool) -> None:
+    """Nothing that a training step may use was made from its target; alignment uses only what is visible by then."""
+    parts = split(tiny.sequences, SplitConfig(kind="user"))
+    made = supervised(tiny, parts.train)
+    draw = LabelledDraw(
+        torch.tensor(tiny.sequences.items, dtype=torch.long),
+        parts.train,
+        made,
+        size=200,
+        max_len=10,
+        only_after=only_after,
+    )
+    generator = torch.Generator().manual_seed(0)
+    used = 0
+    row_of = {int(user): row for row, user in enumerate(made.user_idx)}
+    for _ in range(5):
+        samples = draw.draw(generator)
+        for n in range(200):
+            row = row_of[int(samples.user_idx[n])]
+            target = int(samples.target[n])
+            flat = tiny.sequences.items
+            length = int((samples.history[n] > 0).sum())
+            start = int(parts.train.start[made.span_row[row]])
+            at = next(p for p in range(start + 1, len(flat)) if flat[p] == target)  # the demo repeats no item
+            for s in range(made.items.shape[1]):
+                places = [int(p) for p in made.items[row, s] if p >= 0]
+                if samples.predictive[n, s]:
+                    used += 1
+                    assert at not in places
+                    assert not only_after or at >= int(made.seen_end[row])
+                if samples.alignable[n, s]:
+                    assert min(places) < at
+            assert length == min(10, at - start)
+    assert used > 0
+
+
+def test_shuffled_labels_are_other_peoples(tiny: Prepared) -> None:
+    made = supervised(tiny, split(tiny.sequences, SplitConfig(kind="loo")).train)
+    other = shuffled(made, 0)
+    assert (made.vectors != other.vectors).any(dim=2).any(dim=1).all()
+    assert torch.equal(made.span_row, other.span_row)
+    torch.testing.assert_close(made.vectors.sum(dim=(0, 1)), other.vectors.sum(dim=(0, 1)))
+    assert torch.equal(shuffled(made, 0).vectors, other.vectors)
+
+
+def test_labels_that_do_not_fit_are_counted_or_refused(tiny: Prepared) -> None:
+    spans = split(tiny.sequences, SplitConfig(kind="loo")).train
+    good = labels_of(tiny)[0]
+    stranger = good._replace(user_id="nobody")
+    foreign = good._replace(history=(*good.history, "no such item"))
+    found = match_labels([good, stranger, foreign], tiny, spans)
+    assert len(found.rows) == 1
+    assert found.dropped == {"unknown user": 1, "history not in the training slice": 1}
+    with pytest.raises(LabelError, match=r"none of 1 fits the training users .*1 unknown user"):
+        match_labels([stranger], tiny, spans)
+
+
+def test_shares_are_nested() -> None:
+    labels = [Label(str(n), (), (), "m", "v") for n in range(40)]
+    half, quarter = take_share(labels, 0.5, 0), take_share(labels, 0.25, 0)
+    assert (len(half), len(quarter)) == (20, 10)
+    assert set(quarter) < set(half)
+
+
+def test_typical_users_see_training_items_only(tiny: Prepared) -> None:
+    data = tiny.sequences
+    parts = split(data, SplitConfig(kind="loo"))
+    vectors = np.random.default_rng(0).normal(size=(tiny.n_items + 1, 6)).astype(np.float32)
+    before = user_vectors(data, parts.train, vectors)
+    mean = vectors[data.items[parts.train.start[3] : parts.train.end[3]]].mean(axis=0)
+    np.testing.assert_allclose(before[3], mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5)
+    changed = data.items.copy()
+    for held in (parts.validation, parts.test):
+        for row in range(len(held)):
+            changed[held.cut[row] : held.end[row]] = 1
+    from dataclasses import replace
+
+    assert np.array_equal(before, user_vectors(replace(data, items=changed), parts.train, vectors))
+
+
+def test_typical_users_cover_better_than_random_ones(tiny: Prepared) -> None:
+    data = tiny.sequences
+    parts = split(data, SplitConfig(kind="loo"))
+    vectors = user_vectors(
+        data, parts.train, np.random.default_rng(0).normal(size=(tiny.n_items + 1, 4)).astype(np.float32)
+    )
+    found = {
+        method: choose_typical(vectors, parts.train, n_clusters=20, budget=20, min_history=3, method=method, seed=1)
+        for method in ("cluster", "random", "longest")
+    }
+    assert found["cluster"].coverage < found["random"].coverage
+    for one in found.values():
+        assert len(set(one.users["user_idx"])) == 20
+        lengths = dict(zip(parts.train.user_idx, parts.train.end - parts.train.start, strict=True))
+        assert all(lengths[user] >= 3 for user in one.users["user_idx"])
+    again = choose_typical(vectors, parts.train, n_clusters=20, budget=20, min_history=3, seed=1)
+    assert again.users.equals(found["cluster"].users)
+    few = choose_typical(vectors, parts.train, n_clusters=5, budget=20, min_history=3, seed=1).users
+    share = few.group_by("cluster").agg(pl.len())
+    assert share["len"].sum() == 20
+    assert coverage(vectors, vectors) == pytest.approx(0, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"typical.budget: is 9999, but only \d+ of"):
+        choose_typical(vectors, parts.train, n_clusters=5, budget=9999)
+
+
+def test_item_texts_join_what_is_known(tiny: Prepared) -> None:
+
+    rows = pl.DataFrame({"title": ["A", ""], "brand": ["B", None], "categories": [["C", "D"], []]})
+    assert item_texts(rows) == ["A, B, D", ""]
+
+
+def test_principal_components_keep_neighbours_and_scale() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(50, 3))
+    vectors = np.concatenate([np.zeros((1, 10)), low @ rng.normal(size=(3, 10))]).astype(np.float32)
+    out = principal_components(vectors, 4, 0.05)
+    assert out.shape == (51, 4)
+    assert (out[0] == 0).all()
+    assert np.sqrt(np.square(out[1:]).mean()) == pytest.approx(0.05, rel=1e-4)
+    ours, theirs = (np.linalg.norm(part[1:, None] - part[None, 1:], axis=2).ravel() for part in (out, vectors))
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.999
