@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train evaluate recommend test lint bench clean
+.PHONY: help setup prepare train labels evaluate recommend test lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -22,13 +22,20 @@ help: ## list the targets
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
+.venv/.ready-llm: .venv/.ready
+	$(PIP) --editable '.[llm,encoder]'
+	@touch $@
+
 setup: .venv/.ready ## make the environment in .venv (the other targets do it when needed)
 
 prepare: .venv/.ready ## prepare DATASET and print its statistics
 	$(BIN)/eimf prepare --dataset $(DATASET) $(ARGS)
 
 train: .venv/.ready ## train BACKBONE on DATASET, evaluate it, print the results
-	$(BIN)/eimf train --dataset $(DATASET) --backbone $(BACKBONE) $(ARGS)
+	$(BIN)/eimf train --dataset $(DATASET) --backbone $(BACKBONE) $(if $(EIMF),--eimf) $(ARGS)
+
+labels: .venv/.ready-llm ## ask an LLM about typical users of DATASET (DRY_RUN=1: preview only)
+	$(BIN)/eimf label run --dataset $(DATASET) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 evaluate: .venv/.ready ## evaluate the run folder RUN again
 	$(BIN)/eimf evaluate $(RUN) $(ARGS)

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         made.add_argument("--dataset", help="name of experiments/datasets/NAME.yaml")
         made.add_argument("--backbone", help="name of experiments/backbones/NAME.yaml")
+        made.add_argument("--eimf", action="store_true", help="train with explicit interests (eimf.enabled=true)")
 
     experiment(command("prepare", _prepare, "download, filter and number a data set; print its statistics"))
     train = command("train", _train, "train a model, evaluate it, and write its run folder")
@@ -63,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "evaluate a run's best checkpoint again")
     evaluate.add_argument("run_folder", metavar="RUN", type=Path)
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.index=hnsw")
+    from eimf.label_cli import add_label_commands
+
+    label = commands.add_parser("label", help="explicit interests by an LLM: run, export, import, stats, show, check")
+    add_label_commands(label, experiment, _load)
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -84,7 +89,7 @@ def _load(options: argparse.Namespace) -> "Config":
     from eimf.config import find_experiment, load
 
     files = [text for text in options.experiment if "=" not in text]
-    settings = [text for text in options.experiment if "=" in text]
+    settings = [text for text in options.experiment if "=" in text] + ["eimf.enabled=true"] * options.eimf
     if len(files) > 1:
         raise ConfigError(f"{files[1]!r}: one experiment file at a time; settings are key=value.")
     if files:

@@ -164,12 +164,40 @@ class TypicalConfig:
 
 
 @dataclass(frozen=True)
+class LLMConfig:
+    """The LLM that puts interests in words. Its API key comes from the environment only."""
+
+    model: str = ""
+    """Name of the model on its server."""
+    base_url: str = "https://api.openai.com/v1"
+    """Any server with OpenAI's chat completions: OpenAI, vLLM, SGLang, Ollama, llama.cpp."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; servers of one's own may need none."""
+    temperature: float = option(0.0, low=0.0, high=2.0)
+    max_tokens: int = option(512, low=16)
+    timeout: float = option(60.0, low=0.1)
+    """Seconds to wait for a reply."""
+    attempts: int = option(6, low=1)
+    """For one user, with exponential back-off."""
+    concurrency: int = option(8, low=1)
+    """Questions under way at once."""
+    per_minute: float = option(0.0, low=0.0)
+    """Most questions started in a minute; 0 is no limit."""
+    price_in: float = option(0.0, low=0.0)
+    """Price of a million tokens, for the preview."""
+    price_out: float = option(0.0, low=0.0)
+    seconds_each: float = option(3.0, low=0.0)
+    """Expected seconds of a reply, for the preview."""
+
+
+@dataclass(frozen=True)
 class EIMFConfig:
     """Training with explicit interests. Off by default; nothing of it is in the inference graph."""
 
     enabled: bool = False
     labels: str = ""
-    """Label cache or JSONL file with the explicit interests of typical users."""
+    """Label cache or JSONL file with the explicit interests of typical users. Empty: `<data.root>/labels/<dataset>.db`,
+    which `eimf label` fills."""
     prediction: Literal["next_item", "interest", "none"] = "next_item"
     """Semantic prediction: explicit interests predict the next item, or behavioural ones predict explicit ones."""
     prediction_weight: float = option(0.1, low=0.0)
@@ -282,6 +310,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     text: TextConfig = field(default_factory=TextConfig)
     typical: TypicalConfig = field(default_factory=TypicalConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
     eimf: EIMFConfig = field(default_factory=EIMFConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -301,6 +330,11 @@ class Config:
     def monitor(self) -> str:
         """Key of the metric that early stopping and model choice look at."""
         return "val/" + (self.eval.monitor or f"recall@{20 if self.split.kind == 'loo' else 50}")
+
+    @property
+    def label_cache(self) -> Path:
+        """Where `eimf label` keeps replies, and training looks for labels."""
+        return Path(self.eimf.labels or f"{self.data.root}/labels/{self.dataset.name}.db")
 
     @property
     def run_name(self) -> str:
@@ -526,10 +560,6 @@ def _check_across(config: Config) -> None:
         raise ConfigError(
             "optim.name: 'rowwise' wants sparse gradients, but loss.name=full_softmax touches every item; "
             "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
-        )
-    if config.eimf.enabled and not config.eimf.labels:
-        raise ConfigError(
-            "eimf.labels: is empty, but eimf.enabled is true; name a label cache or JSONL file (make one: eimf label)."
         )
     if config.eimf.enabled and config.data.sampling == "sequence":
         raise ConfigError(

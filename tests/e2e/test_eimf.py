@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import eimf
+from eimf.cli import main
 from eimf.data.sequences import Prepared
-from eimf.errors import ConfigError
+from eimf.errors import ConfigError, LabelError
 from eimf.recommender import Recommender
 from eimf.semantics import text
 from eimf.training import Run, evaluate_run, train
-from tests.conftest import tiny_config
+from tests.conftest import TINY, tiny_config
 from tests.unit.test_semantics import labels_of
 
 
@@ -126,8 +127,45 @@ def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Pa
 
 
 def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"eimf.labels: is empty"):
-        tiny_config(data_root, tmp_path, "eimf.enabled=true")
+    with pytest.raises(LabelError, match=r"none.jsonl: no such labels; make them with eimf label run"):
+        train(tiny_config(data_root, tmp_path, "eimf.enabled=true", "eimf.labels=none.jsonl"), say=quiet)
     on = ["eimf.enabled=true", "eimf.labels=x.jsonl"]
     with pytest.raises(ConfigError, match="no single target"):
         tiny_config(data_root, tmp_path, *on, "backbone=sasrec")
+
+
+def test_label_commands(
+    data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    cache = tmp_path / "labels.db"
+    base = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "typical.budget=12", "typical.clusters=12"]
+    common = [*base, f"eimf.labels={cache}", "typical.min_history=3"]
+
+    def out(*arguments: str, status: int = 0) -> str:
+        assert main(["label", *arguments, *common]) == status, capsys.readouterr().err
+        captured = capsys.readouterr()
+        return captured.err if status else captured.out
+
+    assert "no labels yet; make some with eimf label run" in out("stats", status=2)
+    text = out("run", "--dry-run")
+    assert "calls: 12" in text
+    assert text.count("--- prompt") == 3
+    assert "llm.model: is empty" in out("run", status=2)
+    assert "OPENAI_API_KEY: is not set" in out("run", "llm.model=m", status=2)
+    assert "nothing answers at" in out(
+        "run", "llm.model=m", "llm.base_url=http://127.0.0.1:9/v1", "llm.attempts=1", status=2
+    )
+    assert "12 lines" in out("export", "--batch", "--to", str(tmp_path / "batch.jsonl"), "llm.model=m")
+    assert "0 of other users or items" in out("import", "--from", str(labels))
+    assert " 0 new of" in out("import", "--from", str(labels))
+    assert "ok" in out("stats")
+    user = json.loads(labels.read_text().splitlines()[0])["user_id"]
+    assert f"first things of user {int(user[1:])}"[:12] in out("show", "--user", user)
+    assert "has no reply" in out("show", "--user", "nobody", status=2)
+    assert "cosine of names with their items" in out("check")
+    count = len(labels.read_text().splitlines())
+    assert f"{count} lines" in out("export", "--to", str(tmp_path / "again.jsonl"))
+    assert main(["train", "--eimf", *common]) == 0
+    assert "explicit interests: " in capsys.readouterr().out
+    assert (tmp_path / "demo-comirec_sa-eimf" / "version_0" / "results.json").is_file()

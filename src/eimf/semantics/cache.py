@@ -1,8 +1,8 @@
 """The label cache [D]: every reply of an LLM, kept as soon as it arrives.
 
 SQLite in WAL mode, one transaction for each reply, so that a crash at any moment loses nothing that was finished. The
-key of a record is the hash of the prompt, the model and the decoding parameters: the same question is asked once. Several
-processes may write; a claim with a lease keeps them from asking the same question at the same time.
+key of a record is the hash of the prompt, the model and the decoding parameters: the same question is asked once.
+Several processes may write; a claim with a lease keeps them from asking the same question at the same time.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from eimf.artifacts import sha256_json, write_text_atomic
 from eimf.errors import LabelError
-from eimf.semantics.labels import Interest, Label
+from eimf.semantics.labels import Interest, Label, LabelFile, read_labels
 from eimf.semantics.prompts import Prompt
 
 SCHEMA_VERSION = 1
@@ -192,6 +192,29 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def load_labels(path: Path) -> LabelFile:
+    """Labels of a JSONL file or of a label cache, whichever the path is.
+
+    Raises:
+        LabelError: missing, unreadable, or without a usable label.
+    """
+    try:
+        with path.open("rb") as file:
+            is_cache = file.read(16).startswith(b"SQLite format 3")
+    except OSError:
+        raise LabelError(
+            f"{path}: no such labels; make them with eimf label run, read them with eimf label import, or name a "
+            "JSONL file in eimf.labels."
+        ) from None
+    if not is_cache:
+        return read_labels(path)
+    with LabelCache(path) as cache:
+        labels = cache.labels()
+        if not labels:
+            raise LabelError(f"{path}: holds no good reply ({cache.counts()}); run eimf label run again.")
+    return LabelFile(labels, {})
 
 
 def import_labels(cache: LabelCache, labels: Iterable[Label]) -> int:

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
     refused: bool = False
 
 
-class Unanswered(Exception):
+class Unanswered(Exception):  # noqa: N818 (a fact about a question, not a fault of the program)
     """One question got no reply after all attempts; others may.
 
     Attributes:

@@ -1,0 +1,277 @@
+"""The commands `eimf label ...`: choose typical users, ask an LLM about them, look after the answers."""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eimf.errors import ConfigError, LabelError
+
+if TYPE_CHECKING:
+    from eimf.config import Config
+    from eimf.data.sequences import Prepared
+    from eimf.semantics.labelling import Question
+
+Load = Callable[[argparse.Namespace], "Config"]
+
+
+def add_label_commands(
+    parser: argparse.ArgumentParser, experiment: Callable[[argparse.ArgumentParser], None], load: Load
+) -> None:
+    """Add `run`, `export`, `import`, `stats`, `show` and `check`.
+
+    Args:
+        experiment: adds the arguments that name an experiment.
+        load: makes the configuration of them.
+    """
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace, "Config"], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        experiment(made)
+        made.set_defaults(run=lambda options: run(options, load(options)))
+        return made
+
+    run = command("run", _run, "ask an LLM about typical users; what the cache has is not asked again")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show three prompts, calls, tokens, cost and time; ask nothing"
+    )
+    run.add_argument("--retry", action="store_true", help="ask again where a reply was invalid or refused")
+    export = command("export", _export, "write the labels as JSONL, or the open questions as an OpenAI batch file")
+    export.add_argument("--to", type=Path, required=True, metavar="FILE")
+    export.add_argument("--batch", action="store_true", help="questions for OpenAI's Batch API instead of labels")
+    take = command("import", _import, "read labels from JSONL, or the output of an OpenAI batch")
+    take.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
+    command("stats", _stats, "count replies, tokens and seconds")
+    show = command("show", _show, "show what the LLM said of a user")
+    show.add_argument("--user", required=True, metavar="USER_ID")
+    command("check", _check, "check the labels' quality: validity, coverage, grounding, duplicates")
+
+
+def _prepared(config: "Config") -> "Prepared":
+    from eimf.data.sequences import prepare
+
+    return prepare(config.dataset, config.data.root, print)
+
+
+def _questions(config: "Config", prepared: "Prepared") -> "list[Question]":
+    """Questions about the typical users of the training data."""
+    from eimf.data.splits import split
+    from eimf.semantics.labelling import ask_about
+    from eimf.semantics.text import encode_items
+    from eimf.semantics.typical import choose_typical, user_vectors
+
+    spans = split(prepared.sequences, config.split).train
+    vectors = user_vectors(
+        prepared.sequences, spans, encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+    )
+    typical = config.typical
+    chosen = choose_typical(
+        vectors,
+        spans,
+        n_clusters=typical.clusters,
+        budget=typical.budget,
+        min_history=typical.min_history,
+        method=typical.method,
+        seed=typical.seed,
+    )
+    print(
+        f"typical users: {len(chosen.users)} of {len(spans.user_idx):,}; mean distance of a training user to the "
+        f"nearest one: {chosen.coverage:.3f}"
+    )
+    return ask_about(prepared, spans, chosen.users["user_idx"].to_list(), typical.max_items)
+
+
+def _parameters(config: "Config") -> dict[str, Any]:
+    return {"temperature": config.llm.temperature, "max_tokens": config.llm.max_tokens}
+
+
+def _model(config: "Config") -> str:
+    if not config.llm.model:
+        raise ConfigError(
+            "llm.model: is empty; name the model, for example llm.model=gpt-5-mini, and llm.base_url=... of its server."
+        )
+    return config.llm.model
+
+
+def _run(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache
+    from eimf.semantics.labelling import ask_all, preview
+    from eimf.semantics.llm import OpenAIBackend
+
+    questions, llm = _questions(config, _prepared(config)), config.llm
+    if options.dry_run:
+        print(preview(questions, llm.price_in, llm.price_out, llm.seconds_each, llm.concurrency))
+        return
+    backend = OpenAIBackend(
+        _model(config),
+        llm.base_url,
+        llm.key_variable,
+        temperature=llm.temperature,
+        max_tokens=llm.max_tokens,
+        timeout=llm.timeout,
+        attempts=llm.attempts,
+    )
+
+    async def work() -> None:
+        try:
+            with LabelCache(config.label_cache) as cache:
+                summary = await ask_all(
+                    questions,
+                    backend,
+                    cache,
+                    concurrency=llm.concurrency,
+                    per_minute=llm.per_minute,
+                    retry=options.retry,
+                )
+        finally:
+            await backend.close()
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.statuses.items()))
+        print(f"{config.label_cache}: {counts}; {summary.tokens_in:,} tokens in, {summary.tokens_out:,} out")
+
+    try:
+        asyncio.run(work())
+    except* LabelError as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[LabelError]) -> LabelError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, LabelError)
+    return found
+
+
+def _export(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache, export_labels
+    from eimf.semantics.labelling import export_batch
+
+    if options.batch:
+        count = export_batch(_questions(config, _prepared(config)), _model(config), _parameters(config), options.to)
+    else:
+        with LabelCache(_existing(config)) as cache:
+            count = export_labels(cache.labels(), options.to)
+    print(f"{options.to}: {count} lines")
+
+
+def _import(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache, import_labels
+    from eimf.semantics.labelling import import_batch
+    from eimf.semantics.labels import read_labels
+
+    if _is_batch(options.source):
+        questions = _questions(config, _prepared(config))
+        with LabelCache(config.label_cache) as cache:
+            counts = import_batch(questions, _model(config), _parameters(config), options.source, cache)
+        print(f"{config.label_cache}: {', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}")
+        return
+    file = read_labels(options.source)
+    prepared = _prepared(config)
+    users, items = set(prepared.user_ids), set(prepared.items["item_id"])
+    fit = [label for label in file.labels if label.user_id in users and items.issuperset(label.history)]
+    if not fit:
+        raise LabelError(
+            f"{options.source}: none of its {len(file.labels)} labels is of users and items of {config.dataset.name}; "
+            "import labels of this data set."
+        )
+    with LabelCache(config.label_cache) as cache:
+        new = import_labels(cache, fit)
+    print(
+        f"{config.label_cache}: {new} new of {len(fit)} labels; {len(file.labels) - len(fit)} of other users or items"
+    )
+    for what, count in file.repairs.items():
+        print(f"  {count} {what}")
+
+
+def _is_batch(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return any('"custom_id"' in line for line, _ in zip(file, range(20), strict=False))
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}).") from None
+
+
+def _existing(config: "Config") -> Path:
+    path = config.label_cache
+    if not path.is_file():
+        raise LabelError(f"{path}: no labels yet; make some with eimf label run, or read some with eimf label import.")
+    return path
+
+
+def _stats(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache
+
+    with LabelCache(_existing(config)) as cache:
+        records = list(cache.records())
+    table = Table(title=str(config.label_cache), title_justify="left")
+    for column in ("model", "status", "replies", "tokens in", "tokens out", "seconds a reply"):
+        table.add_column(column, justify="left" if column in ("model", "status") else "right")
+    for model, status in sorted({(one.model, one.status) for one in records}):
+        rows = [one for one in records if (one.model, one.status) == (model, status)]
+        seconds = sum(one.seconds for one in rows) / len(rows)
+        tokens = (sum(one.tokens_in for one in rows), sum(one.tokens_out for one in rows))
+        table.add_row(Text(model), status, f"{len(rows):,}", f"{tokens[0]:,}", f"{tokens[1]:,}", f"{seconds:.2f}")
+    Console().print(table)
+
+
+def _show(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache
+
+    with LabelCache(_existing(config)) as cache:
+        found = [record for record in cache.records() if record.user_id == options.user]
+    if not found:
+        raise LabelError(
+            f"--user: {options.user!r} has no reply in {config.label_cache}; eimf label stats counts them."
+        )
+    prepared, console = _prepared(config), Console()
+    titles = dict(zip(prepared.items["item_id"], prepared.items["title"], strict=True))
+    for record in found:
+        console.print(Text(f"{record.model}, {record.status} {record.reason}".rstrip()), style="bold")
+        for one in record.interests:
+            console.print(Text(one.name))
+            for number in one.items:
+                console.print(Text(f"  {number:>2}. {titles.get(record.history[number - 1], '(unknown item)')}"))
+
+
+def _check(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.cache import LabelCache
+    from eimf.semantics.quality import assess
+    from eimf.semantics.text import encode_items, encode_texts
+
+    with LabelCache(_existing(config)) as cache:
+        labels, counts = cache.labels(), cache.counts()
+    if not labels:
+        raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")
+    prepared = _prepared(config)
+    names = sorted({one.name for label in labels for one in label.interests})
+    vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
+    items = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+    number = dict(zip(prepared.items["item_id"], prepared.items["item_idx"], strict=True))
+    found = assess(labels, number, items, dict(zip(names, vectors, strict=True)))
+    replies = sum(counts.values())
+    rows = {
+        "replies": f"{replies:,}",
+        "valid": f"{100 * counts.get('ok', 0) / replies:.1f}%",
+        "refused": f"{100 * counts.get('refused', 0) / replies:.1f}%",
+        "users": f"{found.users:,}",
+        "interests": f"{found.interests:,}",
+        "interests of a user": ", ".join(
+            f"{count} users have {number}" for number, count in found.interests_per_user.items()
+        ),
+        "words of a name": f"{found.words_mean:.1f}",
+        "shown items that belong to an interest": f"{100 * found.item_coverage:.1f}%",
+        "cosine of names with their items": f"{found.grounding:.3f} (random items: {found.grounding_random:.3f})",
+        "interests nearer to their own items": f"{100 * found.grounded:.1f}%",
+        "interests with a name that another user has": f"{100 * found.shared_names:.1f}%",
+    }
+    table = Table(title=str(config.label_cache), title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
