@@ -100,6 +100,8 @@ class ExplicitInterests(nn.Module):
         max_bytes: most memory of the scores of a softmax over items.
     """
 
+    centres: Tensor
+
     def __init__(
         self,
         text_dim: int,
@@ -112,7 +114,8 @@ class ExplicitInterests(nn.Module):
         max_bytes: int = 4 * 2**20,
     ) -> None:
         super().__init__()
-        self.prediction, self.alignment, self.matching = prediction, alignment, matching
+        self.prediction, self.alignment = prediction, alignment
+        self.matching: Literal["optimal", "greedy", "soft"] = matching
         self.temperature, self.max_bytes = temperature, max_bytes
         if prediction == "next_item" or alignment != "none":
             hidden = 2 * embed_dim
@@ -168,8 +171,8 @@ class ExplicitInterests(nn.Module):
         if len(told) == 0:
             return self.describe(vectors).sum() * 0.0
         regression = (1 - F.cosine_similarity(told, wanted, dim=-1)).mean()
-        cluster = (wanted @ self.centres.T).argmax(dim=1)  # pyright: ignore[reportAttributeAccessIssue]
-        logits = F.normalize(told, dim=-1) @ F.normalize(self.centres, dim=-1).T / self.temperature  # pyright: ignore[reportArgumentType, reportCallIssue]
+        cluster = (wanted @ self.centres.T).argmax(dim=1)
+        logits = F.normalize(told, dim=-1) @ F.normalize(self.centres, dim=-1).T / self.temperature
         return regression + F.cross_entropy(logits, cluster)
 
     def _align(self, vectors: Tensor, mapped: Tensor, present: Tensor, user: Tensor) -> Float[Tensor, ""]:

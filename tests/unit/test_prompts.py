@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -6,7 +7,7 @@ from eimf.semantics.labels import Interest
 from eimf.semantics.prompts import ASKED, build_prompt, read_reply
 
 
-def reply(*interests: tuple[str, list[object]]) -> str:
+def reply(*interests: tuple[str, Sequence[object]]) -> str:
     return json.dumps({"interests": [{"name": name, "items": items} for name, items in interests]})
 
 

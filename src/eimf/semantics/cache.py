@@ -172,7 +172,7 @@ class LabelCache:
             ).fetchall()
         for row in rows:
             interests = tuple(Interest(one["name"], tuple(one["items"])) for one in json.loads(row[10]))
-            yield Record(*row[:2], tuple(json.loads(row[2])), *row[3:10], interests, *row[11:])
+            yield Record._make([*row[:2], tuple(json.loads(row[2])), *row[3:10], interests, *row[11:]])
 
     def labels(self) -> list[Label]:
         """Labels of all users with a good reply; the newest one of each."""
