@@ -238,9 +238,8 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
         ]
     # Deterministic mode would also fill every new buffer with NaN to catch reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    logger = wandb_logger(config, folder) if folder is not None and _is_first_process() else None
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=options.accelerator,
             devices=_devices(options.devices),
             num_nodes=options.num_nodes,
@@ -251,7 +250,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
             check_val_every_n_epoch=options.validate_every,
             gradient_clip_val=options.gradient_clip or None,
             callbacks=callbacks,
-            logger=logger or False,
+            logger=False,
             enable_checkpointing=folder is not None,
             enable_progress_bar=options.progress,
             enable_model_summary=False,
@@ -263,6 +262,11 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+    # After the settings have been accepted: a refused run should leave no trace at W&B.
+    logger = wandb_logger(config, folder) if folder is not None and _is_first_process() else None
+    if logger is not None:
+        trainer.loggers = [logger]
+    return trainer
 
 
 def _devices(text: str) -> str | int | list[int]:

@@ -314,7 +314,10 @@ def test_wandb_offline_without_network_or_key(data_root: Path, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "demo-comirec_sa" / "version_0"
-    assert list((folder / "wandb").glob("offline-run-*"))
+    (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    content = log.read_bytes()
+    for name in (b"train/loss", b"val/recall@50", b"final/test/ndcg@20"):
+        assert name in content
     assert (folder / "results.json").is_file()
 
 
