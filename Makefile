@@ -31,7 +31,7 @@ setup: .venv/.ready ## make the environment in .venv (the other targets do it wh
 prepare: .venv/.ready ## prepare DATASET and print its statistics
 	$(BIN)/eimf prepare --dataset $(DATASET) $(ARGS)
 
-train: .venv/.ready ## train BACKBONE on DATASET, evaluate it, print the results
+train: .venv/.ready$(if $(EIMF),-llm) ## train BACKBONE on DATASET, evaluate it, print the results
 	$(BIN)/eimf train --dataset $(DATASET) --backbone $(BACKBONE) $(if $(EIMF),--eimf) $(ARGS)
 
 labels: .venv/.ready-llm ## ask an LLM about typical users of DATASET (DRY_RUN=1: preview only)

