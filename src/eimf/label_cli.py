@@ -16,7 +16,7 @@ from eimf.errors import ConfigError, LabelError
 if TYPE_CHECKING:
     from eimf.config import Config
     from eimf.data.sequences import Prepared
-    from eimf.semantics.labelling import Question
+    from eimf.semantics.labels import LabelRequest
 
 Load = Callable[[argparse.Namespace], "Config"]
 
@@ -60,12 +60,11 @@ def _prepared(config: "Config") -> "Prepared":
     return prepare(config.dataset, config.data.root, print)
 
 
-def _questions(config: "Config", prepared: "Prepared") -> "list[Question]":
+def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
     """Questions about the typical users of the training data."""
     from eimf.data.splits import split
-    from eimf.semantics.labelling import ask_about
     from eimf.semantics.text import encode_items
-    from eimf.semantics.typical import choose_typical, user_vectors
+    from eimf.semantics.typical import ask_about, choose_typical, user_vectors
 
     spans = split(prepared.sequences, config.split).train
     vectors = user_vectors(
@@ -101,93 +100,90 @@ def _model(config: "Config") -> str:
 
 
 def _run(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache
-    from eimf.semantics.labelling import ask_all, preview
-    from eimf.semantics.llm import OpenAIBackend
+    from eimf.semantics.labelling import AGAIN, preview, run
+    from eimf.semantics.labels import LabelCache
+    from eimf.semantics.llm import LocalServer, OpenAIBackend
 
-    questions, llm = _questions(config, _prepared(config)), config.llm
+    requests, llm = _questions(config, _prepared(config)), config.llm
     if options.dry_run:
-        print(preview(questions, llm.price_in, llm.price_out, llm.seconds_each, llm.concurrency))
+        print(
+            preview(
+                requests,
+                price_in=llm.price_in,
+                price_out=llm.price_out,
+                seconds_per_call=llm.seconds_each,
+                concurrency=llm.concurrency,
+                rate_per_minute=llm.per_minute,
+            )
+        )
         return
-    backend = OpenAIBackend(
-        _model(config),
-        llm.base_url,
-        llm.key_variable,
-        temperature=llm.temperature,
-        max_tokens=llm.max_tokens,
-        timeout=llm.timeout,
-        attempts=llm.attempts,
-    )
 
-    async def work() -> None:
+    async def work(model: str, base_url: str) -> None:
+        backend = OpenAIBackend(
+            model,
+            base_url,
+            llm.key_variable,
+            temperature=llm.temperature,
+            max_tokens=llm.max_tokens,
+            timeout=llm.timeout,
+            attempts=llm.attempts,
+        )
+        again = AGAIN | ({"invalid", "refused"} if options.retry else set())
         try:
             with LabelCache(config.label_cache) as cache:
-                summary = await ask_all(
-                    questions,
+                summary = await run(
+                    requests,
                     backend,
                     cache,
                     concurrency=llm.concurrency,
-                    per_minute=llm.per_minute,
-                    retry=options.retry,
+                    rate_per_minute=llm.per_minute,
+                    again=again,
                 )
         finally:
             await backend.close()
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.statuses.items()))
-        print(f"{config.label_cache}: {counts}; {summary.tokens_in:,} tokens in, {summary.tokens_out:,} out")
+        print(f"{config.label_cache}: {summary.describe()} | {summary.cached} known")
+        for status, reason in summary.reasons.items():
+            print(f"  {status}, for example: {reason}")
 
-    try:
-        asyncio.run(work())
-    except* LabelError as group:
-        raise _first(group) from None
-
-
-def _first(group: BaseExceptionGroup[LabelError]) -> LabelError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, LabelError)
-    return found
+    if llm.gguf:
+        with LocalServer(llm.gguf) as server:
+            asyncio.run(work(server.model, server.base_url))
+    else:
+        asyncio.run(work(_model(config), llm.base_url))
 
 
 def _export(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache, export_labels
-    from eimf.semantics.labelling import export_batch
+    from eimf.semantics.labels import LabelCache
+    from eimf.semantics.llm import export_batch
 
     if options.batch:
-        count = export_batch(_questions(config, _prepared(config)), _model(config), _parameters(config), options.to)
+        requests = _questions(config, _prepared(config))
+        count = export_batch(options.to, requests, model=_model(config), params=_parameters(config))
     else:
-        with LabelCache(_existing(config)) as cache:
-            count = export_labels(cache.labels(), options.to)
+        with LabelCache(_existing(config), read_only=True) as cache:
+            count = cache.export_jsonl(options.to)
     print(f"{options.to}: {count} lines")
 
 
 def _import(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache, import_labels
-    from eimf.semantics.labelling import import_batch
-    from eimf.semantics.labels import read_labels
+    from eimf.semantics.labels import LabelCache
+    from eimf.semantics.llm import import_batch
 
+    prepared, examples = _prepared(config), {}
     if _is_batch(options.source):
-        questions = _questions(config, _prepared(config))
+        requests = _questions(config, prepared)
         with LabelCache(config.label_cache) as cache:
-            counts = import_batch(questions, _model(config), _parameters(config), options.source, cache)
-        print(f"{config.label_cache}: {', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}")
-        return
-    file = read_labels(options.source)
-    prepared = _prepared(config)
-    users, items = set(prepared.user_ids), set(prepared.items["item_id"])
-    fit = [label for label in file.labels if label.user_id in users and items.issuperset(label.history)]
-    if not fit:
-        raise LabelError(
-            f"{options.source}: none of its {len(file.labels)} labels is of users and items of {config.dataset.name}; "
-            "import labels of this data set."
-        )
-    with LabelCache(config.label_cache) as cache:
-        new = import_labels(cache, fit)
-    print(
-        f"{config.label_cache}: {new} new of {len(fit)} labels; {len(file.labels) - len(fit)} of other users or items"
-    )
-    for what, count in file.repairs.items():
-        print(f"  {count} {what}")
+            batch = import_batch(options.source, cache, requests, model=_model(config), params=_parameters(config))
+        rest = ("repeated", "unknown", "broken_lines", "missing")
+        found = batch.counts | {name: getattr(batch, name) for name in rest}
+    else:
+        with LabelCache(config.label_cache) as cache:
+            report = cache.import_jsonl(options.source, set(prepared.user_ids), set(prepared.items["item_id"]))
+        found, examples = {name: value for name, value in vars(report).items() if name != "first"}, report.first
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items() if count)
+    print(f"{config.label_cache}: {told}")
+    for name, example in examples.items():
+        print(f"  {name.replace('_', ' ')}, for example: {example}")
 
 
 def _is_batch(path: Path) -> bool:
@@ -206,10 +202,10 @@ def _existing(config: "Config") -> Path:
 
 
 def _stats(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache
+    from eimf.semantics.labels import LabelCache
 
-    with LabelCache(_existing(config)) as cache:
-        records = list(cache.records())
+    with LabelCache(_existing(config), read_only=True) as cache:
+        records = cache.records()
     table = Table(title=str(config.label_cache), title_justify="left")
     for column in ("model", "status", "replies", "tokens in", "tokens out", "seconds a reply"):
         table.add_column(column, justify="left" if column in ("model", "status") else "right")
@@ -222,9 +218,9 @@ def _stats(options: argparse.Namespace, config: "Config") -> None:
 
 
 def _show(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache
+    from eimf.semantics.labels import LabelCache
 
-    with LabelCache(_existing(config)) as cache:
+    with LabelCache(_existing(config), read_only=True) as cache:
         found = [record for record in cache.records() if record.user_id == options.user]
     if not found:
         raise LabelError(
@@ -241,11 +237,11 @@ def _show(options: argparse.Namespace, config: "Config") -> None:
 
 
 def _check(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.cache import LabelCache
+    from eimf.semantics.labels import LabelCache
     from eimf.semantics.quality import assess
     from eimf.semantics.text import encode_items, encode_texts
 
-    with LabelCache(_existing(config)) as cache:
+    with LabelCache(_existing(config), read_only=True) as cache:
         labels, counts = cache.labels(), cache.counts()
     if not labels:
         raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")

@@ -28,7 +28,7 @@ from eimf.errors import ArtifactError, ConfigError
 from eimf.losses import RetrievalLoss
 from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
-from eimf.semantics.cache import load_labels
+from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import Supervision, build_supervision, match_labels, names_of, shuffled, take_share
 from eimf.semantics.text import encode_items, encode_texts, principal_components
 from eimf.tracking import wandb_logger
@@ -118,10 +118,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         LabelError: no label fits the training users.
         ConfigError: the text encoder cannot be loaded.
     """
-    file = load_labels(config.label_cache)
-    for what, count in file.repairs.items():
-        say(f"  {count:,} {what}")
-    labels = take_share(file.labels, config.eimf.share, config.seed)
+    labels = take_share(read_labels(config.label_cache), config.eimf.share, config.seed)
     matched = match_labels(labels, data.prepared, data.split.train)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
     vectors = encode_texts(names, config.text.encoder, config.data.root).vectors

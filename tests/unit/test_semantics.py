@@ -12,10 +12,11 @@ from eimf.data.batch import LabelledDraw
 from eimf.data.sequences import Prepared
 from eimf.data.splits import Spans, split
 from eimf.errors import ConfigError, LabelError
-from eimf.semantics.labels import Interest, Label
+from eimf.semantics.labels import Label
+from eimf.semantics.prompts import Interest
 from eimf.semantics.supervision import build_supervision, match_labels, names_of, shuffled, take_share
 from eimf.semantics.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
-from eimf.semantics.typical import choose_typical, coverage, user_vectors
+from eimf.semantics.typical import ask_about, choose_typical, coverage, user_vectors
 
 
 def labels_of(prepared: Prepared, n_items: int = 4, cut: int = 2) -> list[Label]:
@@ -166,6 +167,17 @@ def test_typical_users_cover_better_than_random_ones(tiny: Prepared) -> None:
     assert coverage(vectors, vectors) == pytest.approx(0, abs=1e-5)
     with pytest.raises(ConfigError, match=r"typical.budget: is 9999, but only \d+ of"):
         choose_typical(vectors, parts.train, n_clusters=5, budget=9999)
+
+
+def test_questions_show_training_items_only(tiny: Prepared) -> None:
+    parts = split(tiny.sequences, SplitConfig(kind="loo"))
+    users = parts.train.user_idx[:20].tolist()
+    for one, user in zip(ask_about(tiny, parts.train, users, 6), users, strict=True):
+        row = parts.train.user_idx.tolist().index(user)
+        items = tiny.sequences.items[parts.train.start[row] : parts.train.end[row]][-6:]
+        assert one.history == tuple(tiny.items["item_id"][int(item) - 1] for item in items)
+        assert one.user_id == tiny.user_ids[user]
+        assert tiny.items["title"][int(items[-1]) - 1] in one.prompt.user
 
 
 def test_item_texts_join_what_is_known(tiny: Prepared) -> None:

@@ -1,274 +1,246 @@
-"""Asking an LLM about typical users: bounded, resumable, one transaction for each reply."""
+"""Asking an LLM for the interests of many users: at once, within limits, to be stopped and continued at will."""
 
 import asyncio
-import json
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import polars as pl
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eimf.artifacts import sha256_json, write_text_atomic
-from eimf.data.sequences import Prepared
-from eimf.data.splits import Spans
 from eimf.errors import LabelError
-from eimf.semantics.cache import LabelCache, Record, record_key
-from eimf.semantics.llm import Backend, Reply, Unanswered
-from eimf.semantics.prompts import PROMPT_VERSION, SCHEMA, Prompt, build_prompt, read_reply
+from eimf.semantics.labels import LabelCache, LabelRequest, Record, adopt, make_record, request_key
+from eimf.semantics.llm import Backend, CallError, EndpointError, record_of
 
-GIVE_UP_AFTER = 5
-"""Questions in a row that found nobody at the address before the run is stopped."""
-
-
-class Question(NamedTuple):
-    """What is asked about one user."""
-
-    user_id: str
-    history: tuple[str, ...]
-    """Item ids that are shown, oldest first."""
-    prompt: Prompt
+AGAIN = frozenset({"failed"})
 
 
 @dataclass
 class Summary:
-    """What a run of questions came to."""
+    """What a run did."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    """`ok`, `invalid`, `refused`, `failed`, and `known` for those that the cache had, or another process asks."""
+    requested: int = 0
+    cached: int = 0
+    """Prompts that the cache had answered before this run."""
+    elsewhere: int = 0
+    """Prompts that another process answered meanwhile."""
+    ok: int = 0
+    invalid: int = 0
+    refused: int = 0
+    failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Status other than ok -> the reason of its first example."""
+
+    def add(self, record: Record) -> None:
+        """Count a record that this run made."""
+        setattr(self, record.status, getattr(self, record.status) + 1)
+        self.tokens_in += record.tokens_in
+        self.tokens_out += record.tokens_out
+        if record.status != "ok":
+            self.reasons.setdefault(record.status, record.reason)
+
+    def describe(self) -> str:
+        """One line for the progress display."""
+        counts = " ".join(f"{name} {getattr(self, name)}" for name in ("ok", "invalid", "refused", "failed"))
+        return f"{counts} | tokens {self.tokens_in:,} in {self.tokens_out:,} out"
 
 
-def ask_about(prepared: Prepared, spans: Spans, users: Sequence[int], max_items: int) -> list[Question]:
-    """Questions about users, from the most recent items of their training slices only.
-
-    Args:
-        users: user indices, each with a training slice.
-        max_items: items that are shown.
-    """
-    place = {int(user): row for row, user in enumerate(spans.user_idx)}
-    ids, titles = prepared.items["item_id"], prepared.items["title"]
-    questions = []
-    for user in users:
-        start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
-        rows = (prepared.sequences.items[max(start, end - max_items) : end] - 1).astype(np.int64)
-        shown = pl.Series(rows)
-        prompt = build_prompt(titles[shown].to_list())
-        questions.append(Question(prepared.user_ids[user], tuple(ids[shown].to_list()), prompt))
-    return questions
-
-
-async def ask_all(
-    questions: Sequence[Question],
+async def run(
+    requests: Sequence[LabelRequest],
     backend: Backend,
     cache: LabelCache,
     *,
     concurrency: int = 8,
-    per_minute: float = 0.0,
-    retry: bool = False,
-    show: bool = True,
+    rate_per_minute: float = 0.0,
+    progress: bool = True,
+    again: AbstractSet[str] = AGAIN,
+    abort_after: int = 3,
+    poll: float = 0.5,
 ) -> Summary:
-    """Ask every question that the cache has no reply to. Can be stopped at any moment, and started again.
+    """Label all users whose prompts the cache has not answered yet.
+
+    Each reply is in the cache as soon as it is there, so a run that was stopped, by whatever, goes on where it
+    was. Several processes may work on the same cache; what one is asking, the others wait for.
 
     Args:
-        concurrency: questions under way at once.
-        per_minute: most questions started in a minute; 0 is no limit.
-        retry: ask again where an earlier reply was invalid or refused (failed ones always are).
-        show: show progress.
+        concurrency: calls at the same time.
+        rate_per_minute: most prompts begun in a minute; 0 is no limit.
+        progress: show a progress line on standard error.
+        again: statuses of earlier records to ask again.
+        abort_after: consecutive prompts for which the endpoint could not be reached at all.
+        poll: seconds between looks at what other processes are asking.
 
     Raises:
-        LabelError: no question can succeed (key, model, address), or the cache cannot be written.
+        LabelError: no prompt can be answered: wrong key, unreachable endpoint, full disk.
     """
-    summary, offline = Summary(), 0
-    waiting = iter(questions)
-    started = 0
-    begin = time.monotonic()
-    stop: LabelError | None = None
-
-    async def work() -> None:
-        nonlocal offline, started, stop
-        for question in waiting:
-            if stop is not None:
-                return
-            key = record_key(question.prompt, backend.model, backend.parameters)
-            if not cache.claim(key, retry):
-                summary.statuses["known"] += 1
-                bar.update()
-                continue
-            if per_minute > 0:
-                due = begin + started * 60 / per_minute
-                started += 1
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-            clock = time.monotonic()
-            try:
-                reply = await backend.complete(question.prompt)
-            except Unanswered as error:
-                offline = offline + 1 if error.offline else 0
-                cache.put(_record(question, backend, key, None, str(error), time.monotonic() - clock))
-                summary.statuses["failed"] += 1
-                if offline >= GIVE_UP_AFTER:
-                    stop = LabelError(f"{error}; {GIVE_UP_AFTER} questions in a row. Start the server, and run again.")
-            except LabelError as error:
-                cache.release(key)
-                stop = stop or error
-            except BaseException:
-                cache.release(key)
-                raise
-            else:
-                offline = 0
-                record = _record(question, backend, key, reply, "", time.monotonic() - clock)
-                cache.put(record)
-                summary.statuses[record.status] += 1
-                summary.tokens_in += reply.tokens_in
-                summary.tokens_out += reply.tokens_out
-            bar.update()
-            bar.set_postfix({**summary.statuses, "tokens": summary.tokens_in + summary.tokens_out}, refresh=False)
-
-    with tqdm(total=len(questions), unit="user", desc="labels", disable=not show, dynamic_ncols=True) as bar:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max(1, concurrency)):
-                group.create_task(work())
-    if stop is not None:
-        raise stop
+    by_key: dict[str, list[LabelRequest]] = {}
+    for request in requests:
+        by_key.setdefault(request_key(request.prompt, backend.model, backend.params), []).append(request)
+    started = time.monotonic()
+    todo = cache.pending(by_key, again)
+    summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
+    _adopt_cached(by_key, set(by_key).difference(todo), cache)
+    job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, poll)
+    columns = (
+        *(TextColumn("labels"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not progress or not todo) as bar:
+        task = bar.add_task("labels", total=len(by_key), completed=summary.cached, state=summary.describe())
+        job.show = lambda: bar.update(task, completed=len(by_key) - job.open, state=summary.describe())
+        workers = [asyncio.create_task(job.work()) for _ in range(max(1, min(concurrency, len(todo))))]
+        heart = asyncio.create_task(job.keep_claims())
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for one in (*workers, heart):
+                one.cancel()
+            await asyncio.gather(*workers, heart, return_exceptions=True)
+            summary.seconds = time.monotonic() - started
+            await backend.close()
+            cache.release()
     return summary
 
 
-def _record(question: Question, backend: Backend, key: str, reply: Reply | None, reason: str, seconds: float) -> Record:
-    if reply is None:
-        status, interests = "failed", ()
-    elif reply.refused:
-        status, interests, reason = "refused", (), "the model refused"
-    else:
-        status, interests, reason = read_reply(reply.text, len(question.history))
-    return Record(
-        key=key,
-        user_id=question.user_id,
-        history=question.history,
-        model=backend.model,
-        prompt_version=PROMPT_VERSION,
-        prompt_sha=sha256_json(list(question.prompt)),
-        history_sha=sha256_json(list(question.history)),
-        status=status,
-        reason=reason,
-        reply=reply.text if reply else "",
-        interests=interests,
-        tokens_in=reply.tokens_in if reply else 0,
-        tokens_out=reply.tokens_out if reply else 0,
-        seconds=seconds,
-        created_at=time.time(),
-    )
+def _adopt_cached(by_key: dict[str, list[LabelRequest]], keys: AbstractSet[str], cache: LabelCache) -> None:
+    """Give the users that share a prompt with an answered one the same label."""
+    for key in keys:
+        absent = [request for request in by_key[key] if cache.get(key, request.user_id) is None]
+        record = cache.get(key) if absent else None
+        if record is not None:
+            cache.put(*(adopt(record, request) for request in absent))
+
+
+class _Job:
+    """What the workers of a run share."""
+
+    def __init__(
+        self,
+        by_key: dict[str, list[LabelRequest]],
+        todo: deque[str],
+        backend: Backend,
+        cache: LabelCache,
+        summary: Summary,
+        rate_per_minute: float,
+        again: AbstractSet[str],
+        abort_after: int,
+        poll: float,
+    ) -> None:
+        self.by_key = by_key
+        self.todo = todo
+        self.backend = backend
+        self.cache = cache
+        self.summary = summary
+        self.gap = 60.0 / rate_per_minute if rate_per_minute > 0 else 0.0
+        self.again = again
+        self.abort_after = abort_after
+        self.poll = poll
+        self.open = len(todo)
+        self.show = lambda: None
+        self._next_start = 0.0
+        self._unreachable = 0
+        self._busy: set[str] = set()
+
+    async def work(self) -> None:
+        """Answer prompts until none is left."""
+        while self.todo:
+            key = self.todo.popleft()
+            state = self.cache.claim(key, self.again)
+            if state == "busy":
+                self.todo.append(key)
+                self._busy.add(key)
+                if self._busy.issuperset(self.todo):  # nothing left but what others are asking
+                    await asyncio.sleep(self.poll)
+                continue
+            self._busy.discard(key)
+            if state == "mine":
+                await self._answer(key)
+            else:
+                self.summary.elsewhere += 1
+                _adopt_cached(self.by_key, {key}, self.cache)
+            self.open -= 1
+            self.show()
+
+    async def _answer(self, key: str) -> None:
+        first, *others = self.by_key[key]
+        await self._take_turn()
+        started = time.monotonic()
+        try:
+            reply = await self.backend.complete(first.prompt)
+        except LabelError as error:
+            if not isinstance(error, CallError):
+                raise
+            self._unreachable = self._unreachable + 1 if isinstance(error, EndpointError) else 0
+            record = self._failed(first, str(error), started)
+            if self._unreachable >= self.abort_after:
+                self.cache.put(record)
+                raise LabelError(f"{error} Stopped; finished labels are kept.") from None
+        except Exception as error:  # whatever a backend does, it costs one user and not the run
+            record = self._failed(first, f"unexpected {type(error).__name__}", started)
+        else:
+            self._unreachable = 0
+            record = record_of(first, self.backend, reply, time.monotonic() - started)
+        self.cache.put(record, *(adopt(record, request) for request in others))
+        self.summary.add(record)
+
+    def _failed(self, request: LabelRequest, reason: str, started: float) -> Record:
+        seconds = time.monotonic() - started
+        return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
+
+    async def _take_turn(self) -> None:
+        now = time.monotonic()
+        self._next_start = max(self._next_start, now)
+        wait = self._next_start - now
+        self._next_start += self.gap
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    async def keep_claims(self) -> None:
+        """Renew the claims of calls that take longer than the lease."""
+        while True:
+            await asyncio.sleep(self.cache.lease / 4)
+            self.cache.renew()
 
 
 def preview(
-    questions: Sequence[Question], price_in: float, price_out: float, seconds_each: float, concurrency: int
+    requests: Sequence[LabelRequest],
+    *,
+    price_in: float = 0.0,
+    price_out: float = 0.0,
+    seconds_per_call: float = 3.0,
+    tokens_out: int = 120,
+    concurrency: int = 8,
+    rate_per_minute: float = 0.0,
+    done: int = 0,
 ) -> str:
-    """What a run would ask and cost: three prompts, calls, tokens (4 characters each), money, minutes.
+    """What a run would ask and cost, without asking.
 
     Args:
-        price_in, price_out: of a million tokens.
-        seconds_each: expected time of a call.
+        requests: those that the cache has not answered.
+        price_in, price_out: for a million tokens.
+        seconds_per_call, tokens_out: expected for one reply.
+        done: number of requests that are left out because they are in the cache.
     """
-    tokens_in = sum(len(one.prompt.system) + len(one.prompt.user) for one in questions) // 4
-    tokens_out = 90 * len(questions)
-    lines = []
-    for number, one in enumerate(questions[:3], start=1):
-        lines += [f"--- prompt {number} of {len(questions)}, user {one.user_id}", one.prompt.user]
-    minutes = len(questions) * seconds_each / max(1, concurrency) / 60
-    cost = (tokens_in * price_in + tokens_out * price_out) / 1e6
-    lines += [
-        "--- instruction, the same for all",
-        questions[0].prompt.system if questions else "",
-        "---",
-        f"calls: {len(questions):,}   tokens in: about {tokens_in:,}   tokens out: about {tokens_out:,}",
-        f"cost: about {cost:,.2f} at {price_in:g} in and {price_out:g} out a million tokens   "
-        f"time: about {minutes:,.1f} minutes",
-    ]
-    return "\n".join(lines)
-
-
-def export_batch(questions: Sequence[Question], model: str, parameters: dict[str, Any], path: Path) -> int:
-    """Write questions as a file of OpenAI's Batch API; the key of each is its `custom_id`.
-
-    Returns:
-        Number of lines.
-    """
-    lines = []
-    for one in questions:
-        body = {
-            "model": model,
-            "messages": [
-                {"role": "system", "content": one.prompt.system},
-                {"role": "user", "content": one.prompt.user},
-            ],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "interests", "strict": True, "schema": SCHEMA},
-            },
-            **parameters,
-        }
-        key = record_key(one.prompt, model, parameters)
-        row = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
-        lines.append(json.dumps(row, ensure_ascii=False))
-    write_text_atomic(path, "".join(line + "\n" for line in lines))
-    return len(lines)
-
-
-class _Stored:
-    """Stands for the model whose replies a batch file holds."""
-
-    def __init__(self, model: str, parameters: dict[str, Any]) -> None:
-        self.model, self.parameters = model, parameters
-
-    async def complete(self, prompt: Prompt) -> Reply:
-        raise Unanswered("a batch file answers no further questions")
-
-
-def import_batch(
-    questions: Sequence[Question], model: str, parameters: dict[str, Any], path: Path, cache: LabelCache
-) -> Counter[str]:
-    """Read the output of a batch: in any order, in parts, repeated.
-
-    Returns:
-        Counts by status, with `unknown` for lines about other questions and `broken` for lines that are no output.
-
-    Raises:
-        LabelError: the file cannot be read, or nothing in it belongs to these questions.
-    """
-    wanted = {record_key(one.prompt, model, parameters): one for one in questions}
-    stored, counts = _Stored(model, parameters), Counter[str]()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path}: cannot be read ({error}).") from None
-    for line in filter(str.strip, lines):
-        try:
-            row = json.loads(line)
-            key = row["custom_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            counts["broken"] += 1
-            continue
-        if key not in wanted:
-            counts["unknown"] += 1
-            continue
-        try:
-            body = row["response"]["body"]
-            message, usage = body["choices"][0]["message"], body.get("usage") or {}
-            text = message.get("content") or message.get("refusal") or ""
-            tokens = (int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
-            reply = Reply(text, *tokens, refused=bool(message.get("refusal")))
-            record = _record(wanted[key], stored, key, reply, "", 0.0)
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
-            record = _record(wanted[key], stored, key, None, "the batch has an error for this user", 0.0)
-        cache.put(record)
-        counts[record.status] += 1
-    if counts and set(counts) <= {"broken", "unknown"}:
-        raise LabelError(
-            f"{path}: none of its {counts.total()} lines belongs to these {len(questions)} questions ({dict(counts)}); "
-            "import with the data set, settings and model that it was exported with."
-        )
-    return counts
+    prompts = list(dict.fromkeys(request.prompt for request in requests))
+    calls = len(prompts)
+    # Four characters a token is OpenAI's rule of thumb for English; system prompt and user prompt both count.
+    tokens_in = sum(len(prompt.system) + len(prompt.user) for prompt in prompts) // 4
+    total_out = calls * tokens_out
+    cost = (tokens_in * price_in + total_out * price_out) / 1e6
+    minutes = calls * seconds_per_call / max(1, concurrency) / 60
+    if rate_per_minute > 0:
+        minutes = max(minutes, calls / rate_per_minute)
+    parts = [f"--- system prompt\n{prompts[0].system}"] if prompts else []
+    parts += [f"--- prompt {number} of {calls}\n{prompt.user}" for number, prompt in enumerate(prompts[:3], 1)]
+    parts.append(
+        f"--- nothing was sent\ncalls      {calls:,} ({done:,} more are in the cache)\n"
+        f"tokens in  about {tokens_in:,}\ntokens out about {total_out:,}\n"
+        f"cost       about {cost:,.2f} at {price_in:g} in and {price_out:g} out for a million tokens\n"
+        f"time       about {minutes:,.1f} minutes"
+    )
+    return "\n".join(parts)

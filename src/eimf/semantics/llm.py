@@ -1,178 +1,463 @@
-"""LLM backends: a prompt in, a reply out. The only place that talks to a network.
-
-Any server with OpenAI's chat completions serves: OpenAI, vLLM, SGLang, Ollama, llama.cpp.
-"""
+"""Ways to an LLM: any OpenAI-compatible endpoint, batch files, and a local GGUF file behind such an endpoint."""
 
 import asyncio
-import email.utils
+import json
 import os
 import random
 import time
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
 
+from eimf.artifacts import write_text_atomic
 from eimf.errors import LabelError
-from eimf.semantics.prompts import SCHEMA, Prompt
+from eimf.semantics.labels import LabelCache, LabelRequest, Record, make_record, request_key
+from eimf.semantics.prompts import SCHEMA, Prompt, shorten
+
+if TYPE_CHECKING:  # an optional extra
+    from openai import AsyncOpenAI
 
 OPENAI = "https://api.openai.com/v1"
-RETRIED = (408, 409, 429, 500, 502, 503, 504, 529)
+FORMATS = ("json_schema", "json_object", "text")
+"""How the shape of a reply is asked for, strictest first."""
 
 
 class Reply(NamedTuple):
-    """What a model said."""
+    """What an LLM said."""
 
     text: str
-    tokens_in: int
-    tokens_out: int
+    tokens_in: int = 0
+    tokens_out: int = 0
     refused: bool = False
+    """The endpoint itself calls it a refusal."""
 
 
-class Unanswered(Exception):  # noqa: N818 (a fact about a question, not a fault of the program)
-    """One question got no reply after all attempts; others may.
+class CallError(LabelError):
+    """One call failed for good; others may still succeed. A plain LabelError means that none would."""
 
-    Attributes:
-        offline: nothing answered at the address.
-    """
 
-    def __init__(self, reason: str, offline: bool = False) -> None:
-        super().__init__(reason)
-        self.offline = offline
+class EndpointError(CallError):
+    """The endpoint could not be reached in any attempt."""
 
 
 class Backend(Protocol):
-    """Anything that can answer a prompt."""
+    """Whoever answers prompts."""
 
-    model: str
-    parameters: dict[str, Any]
-    """Decoding parameters: part of a reply's identity."""
+    @property
+    def model(self) -> str:
+        """Name of the model: part of a reply's key in the label cache, as are `params`."""
+        ...
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Decoding parameters."""
+        ...
 
     async def complete(self, prompt: Prompt) -> Reply:
-        """Answer one prompt.
+        """Answer a prompt.
 
         Raises:
-            Unanswered: this question failed.
-            LabelError: no question can succeed: the key is wrong, the model unknown.
+            CallError: no answer to this prompt.
+            LabelError: no answer to any prompt, for example because the key is wrong.
         """
         ...
 
+    async def close(self) -> None:
+        """Let connections go; `complete` may be called again and opens new ones."""
+        ...
 
-_FORMATS: list[dict[str, Any] | None] = [
-    {"type": "json_schema", "json_schema": {"name": "interests", "strict": True, "schema": SCHEMA}},
-    {"type": "json_object"},
-    None,
-]
-"""Ways to ask for JSON, the strictest first; a server that knows one of them not is asked in the next."""
+
+def decoding_params(temperature: float = 0.0, max_tokens: int = 512) -> dict[str, Any]:
+    """The decoding parameters as they enter the key of a reply."""
+    return {"temperature": temperature, "max_tokens": max_tokens}
+
+
+def chat_body(prompt: Prompt, model: str, params: Mapping[str, Any], form: str = FORMATS[0]) -> dict[str, Any]:
+    """Body of a chat completion request."""
+    messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    body: dict[str, Any] = {"model": model, "messages": messages, **params}
+    if form == "json_schema":
+        schema = {"name": "interests", "strict": True, "schema": SCHEMA}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif form == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
 
 
 class OpenAIBackend:
-    """A server with OpenAI's chat completions.
+    """An OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ...
 
     Args:
-        model: its name on the server.
-        base_url: address up to and with `/v1`.
-        key_variable: environment variable that holds the API key. Servers other than OpenAI's may need none.
+        model: as the endpoint calls it.
+        base_url: up to and with `/v1`.
+        api_key_env: environment variable with the key. An endpoint other than OpenAI's may do without.
         temperature, max_tokens: decoding parameters.
-        timeout: seconds to wait for a reply.
-        attempts: for one prompt, the first included.
-        backoff: seconds before the second attempt, doubled for each further one, with full jitter.
+        timeout: seconds for a whole reply.
+        attempts: calls for one prompt before it counts as failed.
+        backoff: the n-th retry waits a random time of up to `backoff * 2**n` seconds, `longest_wait` at most.
+        longest_wait: seconds; a server that asks for a longer wait by Retry-After is not waited for.
 
     Raises:
-        LabelError: the client library or the key is missing.
+        LabelError: no key, no `openai` package, or no usable address.
     """
 
     def __init__(
         self,
         model: str,
         base_url: str = OPENAI,
-        key_variable: str = "OPENAI_API_KEY",
+        api_key_env: str = "OPENAI_API_KEY",
+        *,
         temperature: float = 0.0,
         max_tokens: int = 512,
         timeout: float = 60.0,
         attempts: int = 6,
         backoff: float = 1.0,
+        longest_wait: float = 120.0,
     ) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise LabelError("openai: the client library is not installed; pip install 'eimf[llm]'.") from None
-        key = os.environ.get(key_variable, "").strip()
-        if not key and base_url.rstrip("/") == OPENAI:
-            raise LabelError(f"{key_variable}: is not set; put the API key into this environment variable.")
-        self._errors = openai
-        self._key_variable = key_variable
-        # Retries are ours: the library's do not tell a refused connection from a busy server.
-        self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=0)
-        self.model, self.address = model, base_url
-        self.parameters = {"temperature": temperature, "max_tokens": max_tokens}
-        self._attempts, self._backoff, self._format = attempts, backoff, 0
-
-    async def complete(self, prompt: Prompt) -> Reply:
-        reason, offline, attempt = "", False, 0
-        while attempt < self._attempts:
-            used = self._format
-            try:
-                return await self._ask(prompt, _FORMATS[used])
-            except self._errors.BadRequestError as error:
-                if used + 1 < len(_FORMATS):
-                    self._format = max(self._format, used + 1)  # not an attempt: another way to ask
-                    continue
-                raise Unanswered(f"the server refuses the request: {_short(error)}") from None
-            except (self._errors.AuthenticationError, self._errors.PermissionDeniedError):
-                raise LabelError(f"{self.address}: refuses the key in {self._key_variable}; correct it.") from None
-            except self._errors.NotFoundError:
-                raise LabelError(f"{self.address}: knows no model {self.model!r}, or is no /v1 address.") from None
-            except self._errors.APIStatusError as error:
-                if error.status_code not in RETRIED:
-                    raise Unanswered(f"HTTP {error.status_code}") from None
-                reason, offline = f"HTTP {error.status_code}", False
-                pause = _retry_after(error.response.headers.get("retry-after"))
-            except self._errors.APITimeoutError:
-                reason, offline, pause = "no reply in time", False, None
-            except self._errors.APIConnectionError:
-                reason, offline, pause = f"nothing answers at {self.address}", True, None
-            except (self._errors.APIError, ValueError, TypeError, AttributeError):
-                # HTML, half a JSON, JSON of another shape: the library fails on them in various ways.
-                reason, offline, pause = "the server's answer is no chat completion", False, None
-            attempt += 1
-            if attempt < self._attempts:
-                jitter = random.random() * self._backoff * 2 ** (attempt - 1)  # full jitter spreads many clients
-                await asyncio.sleep(jitter if pause is None else pause)
-        raise Unanswered(reason, offline)
-
-    async def _ask(self, prompt: Prompt, response_format: dict[str, Any] | None) -> Reply:
-        extra: dict[str, Any] = {"response_format": response_format} if response_format else {}
-        answer = await self._client.chat.completions.create(
-            model=self.model,
-            messages=[{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
-            **self.parameters,
-            **extra,
-        )
-        message = answer.choices[0].message
-        usage = getattr(answer, "usage", None)
-        return Reply(
-            message.content or getattr(message, "refusal", None) or "",
-            int(getattr(usage, "prompt_tokens", 0) or 0),
-            int(getattr(usage, "completion_tokens", 0) or 0),
-            refused=bool(getattr(message, "refusal", None)),
-        )
+        self.model = model
+        self.params = decoding_params(temperature, max_tokens)
+        self.base_url = base_url
+        self.api_key_env = api_key_env
+        self.timeout = timeout
+        self.attempts = attempts
+        self.backoff = backoff
+        self.longest_wait = longest_wait
+        self._address = _address(base_url)
+        key = os.environ.get(api_key_env, "").strip()
+        if not key and urlsplit(base_url).hostname == urlsplit(OPENAI).hostname:
+            raise LabelError(f"{api_key_env}: not set; {self._address} needs a key in this environment variable.")
+        if not key.isascii():
+            raise LabelError(f"{api_key_env}: holds characters that no key has; set it again.")
+        if find_spec("openai") is None:
+            raise LabelError("The package openai is missing; install it with: pip install 'eimf[llm]'")
+        self._key = key or "none"
+        self._client: AsyncOpenAI | None = None
+        self._form = 0  # index in FORMATS of what the server is known to accept
+        self._renamed: dict[str, str] = {}  # parameters that the server wants under another name, or not at all
+        self._not_before = 0.0  # a server that asks one call to wait means all of them
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def complete(self, prompt: Prompt) -> Reply:
+        import openai
+
+        form, problem, unreachable = self._form, "", 0
+        attempt = 0
+        while attempt < self.attempts:
+            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+            wait, renamed = None, dict(self._renamed)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    reply = await self._ask(prompt, FORMATS[form], renamed)
+                self._form = max(self._form, form)
+                return reply
+            except (TimeoutError, openai.APITimeoutError) as error:
+                problem = f"no answer within {self.timeout:g} s"
+                unreachable += type(error.__cause__).__name__ == "ConnectTimeout"
+            except openai.APIConnectionError as error:
+                problem = f"connection failed ({type(error.__cause__).__name__})"
+                unreachable += type(error.__cause__).__name__ == "ConnectError"
+            except openai.APIStatusError as error:
+                code, what = error.status_code, self._tell(error)
+                if _is_filtered(error):
+                    return Reply(what, refused=True)
+                if code in (401, 403, 404):
+                    raise LabelError(self._mend(code, what)) from None
+                if code == 402 or (code == 429 and error.code == "insufficient_quota"):
+                    raise LabelError(f"{self._address}: the account's quota is used up ({what}).") from None
+                if code in (400, 422) and self._adapt(error, renamed):
+                    continue  # the same attempt, with other parameters
+                if code in (400, 422) and form + 1 < len(FORMATS):
+                    form += 1
+                    continue
+                if code not in (408, 409, 429) and code < 500:
+                    raise CallError(f"{self._address}: status {code}: {what}") from None
+                problem = f"status {code}: {what}"
+                wait = retry_after(error.response.headers.get("retry-after", ""))
+            except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
+                problem = "the reply is not a chat completion"  # HTML, half a JSON, JSON of another shape
+            attempt += 1
+            if attempt < self.attempts:
+                if wait is not None and wait > self.longest_wait:
+                    raise CallError(f"{self._address}: asks to wait {wait:.0f} s ({problem})") from None
+                await self._pause(attempt, wait)
+        if unreachable == self.attempts:
+            raise EndpointError(
+                f"{self._address}: cannot be reached ({problem}, {self.attempts} attempts); is the server running?"
+            )
+        raise CallError(f"{self._address}: {problem} ({self.attempts} attempts)")
+
+    async def _pause(self, attempt: int, wait: float | None) -> None:
+        jitter = random.uniform(0.0, min(self.longest_wait, self.backoff * 2.0 ** (attempt - 1)))
+        if wait is not None:
+            self._not_before = max(self._not_before, time.monotonic() + wait)
+            jitter = min(jitter, self.backoff)  # on top, so that not all come back at once
+        await asyncio.sleep((wait or 0.0) + jitter)
+
+    async def _ask(self, prompt: Prompt, form: str, renamed: Mapping[str, str]) -> Reply:
+        from openai import AsyncOpenAI, Timeout
+
+        if self._client is None:
+            # Connecting has the shorter limit, so that a host that is not there is told from a slow model.
+            timeout = Timeout(self.timeout, connect=min(10.0, 0.8 * self.timeout))
+            self._client = AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout)
+        params = {renamed.get(name, name): value for name, value in self.params.items()}
+        params.pop("", None)
+        answer = await self._client.chat.completions.create(**chat_body(prompt, self.model, params, form))
+        return self._redact_reply(read_completion(answer.model_dump(warnings=False)))
+
+    def _adapt(self, error: Any, renamed: Mapping[str, str]) -> bool:
+        """Rename or leave out a parameter that this server does not know; whether a call with `renamed` lacked it."""
+        known = {"max_tokens": "max_completion_tokens", "temperature": ""}
+        if error.param in known and error.param not in renamed:
+            self._renamed[error.param] = known[error.param]
+            return True
+        return False
+
+    def _mend(self, code: int, what: str) -> str:
+        if code == 404:
+            return f"{self._address}: status 404 for the model {self.model!r} ({what}); check base_url and model."
+        return f"{self._address}: status {code}, the key in {self.api_key_env} is not accepted ({what})."
+
+    def _tell(self, error: Any) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        message = body.get("message") or error.response.reason_phrase or "no reason given"
+        return shorten(self._redact(str(message)), 120)
+
+    def _redact(self, text: str) -> str:
+        # Some servers send back what they got.
+        return text if self._key == "none" else text.replace(self._key, "***")
+
+    def _redact_reply(self, reply: Reply) -> Reply:
+        return reply._replace(text=self._redact(reply.text))
 
 
-def _short(error: Exception) -> str:
-    """The first words of a server's message; it never holds a request header."""
-    return " ".join(str(error).split())[:120]
+def read_completion(answer: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        TypeError, LookupError, ValueError: it is none.
+    """
+    choice = answer["choices"][0]
+    message, usage = choice["message"], answer.get("usage") or {}
+    text, refusal = message.get("content"), message.get("refusal")
+    filtered = choice.get("finish_reason") == "content_filter"
+    if not isinstance(text, str) and not refusal and not filtered:
+        raise ValueError("no content")
+    tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(str(refusal or text or ""), *tokens, refused=bool(refusal) or filtered)
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a server asks to wait: a number or an HTTP date; None where it does not say."""
-    if value is None:
-        return None
+def retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks to wait: it holds seconds or a date.
+
+    >>> retry_after("1.5"), retry_after("soon")
+    (1.5, None)
+    """
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            moment = parsedate_to_datetime(value)
         except (ValueError, TypeError):
             return None
+        if moment.tzinfo is None:  # "-0000" instead of GMT
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if seconds == seconds else None  # not a number
+
+
+def _is_filtered(error: Any) -> bool:
+    return error.status_code == 400 and error.code == "content_filter"
+
+
+def _address(base_url: str) -> str:
+    """The address for messages, without a password that may be in it."""
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + parts.path
+    except ValueError:
+        raise LabelError("base_url: must look like http://127.0.0.1:8000/v1.") from None
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What became of the lines of a batch output."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """Status -> number of requests that got it from this file."""
+    repeated: int = 0
+    """Lines whose reply the cache had already."""
+    unknown: int = 0
+    """Lines of other requests."""
+    broken_lines: int = 0
+    missing: int = 0
+    """Requests without a reply, in this file or before."""
+
+
+def export_batch(
+    path: str | os.PathLike[str], requests: Sequence[LabelRequest], *, model: str, params: Mapping[str, Any]
+) -> int:
+    """Write requests as an input file of the OpenAI Batch API; returns the number of lines (one a prompt).
+
+    Args:
+        params: `decoding_params(...)`; with `model` they must be the same at import.
+    """
+    lines: dict[str, str] = {}
+    for request in requests:
+        key = request_key(request.prompt, model, params)
+        body = chat_body(request.prompt, model, params)
+        line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        lines[key] = json.dumps(line, ensure_ascii=False)
+    write_text_atomic(Path(path), "".join(f"{line}\n" for line in lines.values()))
+    return len(lines)
+
+
+def import_batch(
+    path: str | os.PathLike[str],
+    cache: LabelCache,
+    requests: Sequence[LabelRequest],
+    *,
+    model: str,
+    params: Mapping[str, Any],
+) -> BatchReport:
+    """Read an output or error file of the OpenAI Batch API into the cache: in any order, partial or repeated.
+
+    Raises:
+        LabelError: the file cannot be read, or none of its lines belongs to these requests.
+    """
+    wanted: dict[str, list[LabelRequest]] = {}
+    for request in requests:
+        wanted.setdefault(request_key(request.prompt, model, params), []).append(request)
+    counts: dict[str, int] = {}
+    repeated = unknown = broken = 0
+    pending = set(cache.pending(wanted))
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig", "replace").splitlines()
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({error.strerror}).") from None
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            key = value["custom_id"]
+            outcome = _batch_outcome(value)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            broken += 1
+            continue
+        if key not in wanted:
+            unknown += 1
+        elif key not in pending:
+            repeated += 1
+        else:
+            records = [make_record(one, model, params, **outcome) for one in wanted[key]]
+            cache.put(*records)
+            counts[records[0].status] = counts.get(records[0].status, 0) + 1
+            if records[0].status != "failed":
+                pending.discard(key)
+    if not counts and not repeated:
+        raise LabelError(
+            f"{path}: no line belongs to these requests ({unknown} of others, {broken} broken); "
+            "it must be the output for the file exported with the same users, model and parameters."
+        )
+    return BatchReport(counts, repeated, unknown, broken, len(pending))
+
+
+def _batch_outcome(line: Mapping[str, Any]) -> dict[str, Any]:
+    response, error = line.get("response"), line.get("error")
+    if response and response.get("status_code") == 200:
+        try:
+            return _as_outcome(read_completion(response["body"]))
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return {"failure": "the reply is not a chat completion"}
+    if response:
+        error = (response.get("body") or {}).get("error") or {"message": f"status {response.get('status_code')}"}
+    if not error:
+        raise ValueError("neither response nor error")
+    return {"failure": str(error.get("message") or error.get("code") or "failed")}
+
+
+def _as_outcome(reply: Reply) -> dict[str, Any]:
+    return reply._asdict()
+
+
+def record_of(request: LabelRequest, backend: Backend, reply: Reply, seconds: float) -> Record:
+    """The record of a backend's reply."""
+    return make_record(request, backend.model, backend.params, **_as_outcome(reply), seconds=seconds)
+
+
+class LocalServer:
+    """llama.cpp's server in this process, for a GGUF file; a context manager. Needs the extra `local`.
+
+    ```python
+    with LocalServer("model.gguf") as server:
+        backend = OpenAIBackend(server.model, server.base_url)
+    ```
+
+    Args:
+        gguf: the model file.
+        context: tokens of prompt and reply together, for each of `parallel` prompts at once.
+        threads: 0 takes all cores that this process may use.
+
+    Raises:
+        LabelError: no such file, not a model, or the package is missing.
+    """
+
+    def __init__(
+        self, gguf: str | os.PathLike[str], *, context: int = 4096, parallel: int = 1, threads: int = 0
+    ) -> None:
+        self.path = Path(gguf)
+        self.model = self.path.stem
+        self.context = context
+        self.parallel = parallel
+        self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
+        self.base_url = ""
+        self._server: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            with self.path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise LabelError(f"{self.path}: cannot be read ({error.strerror}).") from None
+        if magic != b"GGUF":
+            raise LabelError(f"{self.path}: is not a GGUF file.")
+        try:
+            xllamacpp: Any = import_module("xllamacpp")  # untyped, and mostly not installed
+        except ImportError:
+            raise LabelError("The package xllamacpp is missing; install it with: pip install 'eimf[local]'") from None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self.path)
+        params.model_alias = {self.model}
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0  # any free one
+        params.cors_origins = "http://127.0.0.1"  # no web page's script may use it
+        params.n_ctx = self.context * self.parallel
+        params.n_parallel = self.parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
+        params.verbosity = 1
+        try:
+            self._server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise LabelError(f"{self.path}: llama.cpp cannot load it ({shorten(str(error))}).") from None
+        self.base_url = f"{self._server.listening_address}/v1"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server = None  # its destructor stops it
+        self.base_url = ""

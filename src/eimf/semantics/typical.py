@@ -1,14 +1,17 @@
 """Typical users: the ones whose interests are worth an LLM call. Made from training slices only."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import faiss
 import numpy as np
 import polars as pl
 
-from eimf.data.sequences import Sequences
+from eimf.data.sequences import Prepared, Sequences
 from eimf.data.splits import Spans
 from eimf.errors import ConfigError
+from eimf.semantics.labels import LabelRequest
+from eimf.semantics.prompts import build_prompt
 
 
 class Typical(NamedTuple):
@@ -105,3 +108,21 @@ def coverage(vectors: np.ndarray, chosen: np.ndarray) -> float:
     index.add(np.ascontiguousarray(chosen))  # pyright: ignore[reportCallIssue]
     similarity, _ = index.search(vectors, 1)  # pyright: ignore[reportCallIssue]
     return float(1 - similarity.mean())
+
+
+def ask_about(prepared: Prepared, spans: Spans, users: Sequence[int], max_items: int) -> list[LabelRequest]:
+    """Questions about users, from the most recent items of their training slices only.
+
+    Args:
+        users: user indices, each with a training slice.
+        max_items: items that are shown.
+    """
+    place = {int(user): row for row, user in enumerate(spans.user_idx)}
+    ids, titles = prepared.items["item_id"], prepared.items["title"]
+    requests = []
+    for user in users:
+        start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
+        shown = pl.Series((prepared.sequences.items[max(start, end - max_items) : end] - 1).astype(np.int64))
+        prompt = build_prompt(titles[shown].to_list(), max_items)
+        requests.append(LabelRequest(prepared.user_ids[user], tuple(ids[shown].to_list()), prompt))
+    return requests
