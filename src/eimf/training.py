@@ -124,7 +124,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
     vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
     made = build_supervision(matched, dict(zip(names, vectors, strict=True)))
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
-    say(f"explicit interests: {int(made.present.sum()):,} of {len(made):,} training users{left_out}")
+    say(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
     return shuffled(made, config.seed) if config.eimf.shuffle else made
 
 
