@@ -115,7 +115,8 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from eimf.training import resume_config, train
+    from eimf.data.sequences import prepare
+    from eimf.training import is_first_process, resume_config, train
 
     if options.resume is not None:
         if options.experiment or options.dataset or options.backbone:
@@ -123,27 +124,15 @@ def _train(options: argparse.Namespace) -> None:
         config = resume_config(options.resume)
     else:
         config = _load(options)
-    from eimf.data.sequences import prepare
-
-    if _is_first():
-        print_statistics(prepare(config.dataset, config.data.root, _say))
-    run = train(config, options.resume, _say if _is_first() else lambda text: None)
-    if _is_first():
+    say = _say if is_first_process() else lambda text: None
+    prepared = prepare(config.dataset, config.data.root, say)
+    if is_first_process():
+        print_statistics(prepared)
+    run = train(config, options.resume, say, prepared)
+    if is_first_process():
         print_results(run.results, f"{config.run_name}, {config.split.kind} split, seed {config.seed}")
         _say(f"written: {run.folder}/ (config.yaml, metrics.csv, results.json, checkpoints/best.ckpt, ...)")
-        _say(f'try:     eimf recommend {run.folder} --user "{_some_user(config)}"')
-
-
-def _is_first() -> bool:
-    from pytorch_lightning.utilities import rank_zero_only
-
-    return (getattr(rank_zero_only, "rank", 0) or 0) == 0
-
-
-def _some_user(config: "Config") -> str:
-    from eimf.data.sequences import prepare
-
-    return prepare(config.dataset, config.data.root).user_ids[0]
+        _say(f'try:     eimf recommend {run.folder} --user "{prepared.user_ids[0]}"')
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -46,21 +46,22 @@ class Run:
     """By part of the split: `val` and `test`."""
 
 
-def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
+def train(config: Config, resume: Path | None = None, say: Say = print, prepared: Prepared | None = None) -> Run:
     """Train and evaluate one experiment.
 
     Args:
         config: see `eimf.config.load`.
         resume: run folder to continue from its last checkpoint; its own configuration must be `config`.
         say: told what happens, a line at a time (first process only).
+        prepared: the prepared data of `config`, where the caller has them; else they are prepared or read here.
 
     Raises:
         ConfigError, DataError, ArtifactError: see the message.
     """
     quiet_lightning()
-    prepared = prepare(config.dataset, config.data.root, say)
+    prepared = prepared or prepare(config.dataset, config.data.root, say)
     folder = resume or _new_run_folder(config)
-    if resume is None and _is_first_process():
+    if resume is None and is_first_process():
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         prepared.items.write_parquet(folder / "items.parquet")
     say(f"run folder: {folder}")
@@ -79,13 +80,13 @@ def train(config: Config, resume: Path | None = None, say: Say = print) -> Run:
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        load_weights(model, folder / BEST if _is_first_process() else _best_path(trainer))
+        load_weights(model, folder / BEST if is_first_process() else _best_path(trainer))
     else:
         (folder / BEST).parent.mkdir(exist_ok=True)
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
     results = evaluate(trainer, model, data, evaluation)
-    if _is_first_process():
+    if is_first_process():
         write_results(folder, results, config, prepared)
         for logger in trainer.loggers:
             final = {
@@ -263,7 +264,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
     # After the settings have been accepted: a refused run should leave no trace at W&B.
-    logger = wandb_logger(config, folder) if folder is not None and _is_first_process() else None
+    logger = wandb_logger(config, folder) if folder is not None and is_first_process() else None
     if logger is not None:
         trainer.loggers = [logger]
     return trainer
@@ -410,7 +411,7 @@ def _write_parquet(frame: pl_frames.DataFrame, path: Path) -> None:
 def _new_run_folder(config: Config) -> Path:
     """Make `<logs>/<experiment>/version_n` with the next free n; two runs that start together get different ones."""
     parent = Path(config.logger.root) / config.run_name
-    if not _is_first_process():
+    if not is_first_process():
         return parent  # only the first process writes; the others learn its folder from Lightning
     parent.mkdir(parents=True, exist_ok=True)
     taken = [int(path.name[8:]) for path in parent.glob("version_*") if path.name[8:].isdigit()]
@@ -429,7 +430,8 @@ def _best_path(trainer: pl.Trainer) -> Path:
     return Path(checkpoint.best_model_path)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes."""
     return (getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
