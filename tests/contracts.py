@@ -3,6 +3,7 @@
 import torch
 
 from eimf.backbones import BACKBONES, Backbone
+from eimf.backbones.dropout import Dropout
 from eimf.losses import RetrievalLoss
 
 N_ITEMS, MAX_LEN = 40, 8
@@ -79,8 +80,8 @@ class BackboneContract:
         if not backbone.trainable:
             return
         for module in backbone.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+            if isinstance(module, Dropout):
+                module.rate = 0.0
         loss = RetrievalLoss("full_softmax", torch.ones(N_ITEMS + 1, dtype=torch.long))
         target = torch.arange(1, 7)
         optimizer = torch.optim.Adam(backbone.parameters(), lr=0.03)

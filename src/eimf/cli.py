@@ -221,26 +221,29 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     columns = list(results)
+    shown = columns[-1]  # test, or validation where the test users are left alone
     for part in columns:
         table.add_column(part, justify="right")
     untied = any(key.startswith("untied/") for one in results.values() for key in one.summary)
     if untied:
-        table.add_column("test, untied", justify="right")
-    keys = [key for key in results["test"].summary if key.split("@")[0] in SHOWN]
+        table.add_column(f"{shown}, untied", justify="right")
+    keys = [key for key in results[shown].summary if key.split("@")[0] in SHOWN]
     for key in keys:
         row = [f"{results[part].summary[key]:.4f}" for part in columns]
         if untied:
-            value = results["test"].summary.get(f"untied/{key}")
+            value = results[shown].summary.get(f"untied/{key}")
             row.append("" if value is None else f"{value:.4f}")
         table.add_row(key, *row)
     console.print(table)
-    rest = {key: value for key, value in results["test"].summary.items() if key not in keys and "untied/" not in key}
+    rest = {key: value for key, value in results[shown].summary.items() if key not in keys and "untied/" not in key}
     if rest:
-        console.print("test lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False)
-    trade_off = results["test"].trade_off
+        console.print(
+            f"{shown} lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False
+        )
+    trade_off = results[shown].trade_off
     if len(trade_off) > 1:
         table = Table(
-            title="accuracy against diversity (ComiRec's controllable aggregation), test",
+            title=f"accuracy against diversity (ComiRec's controllable aggregation), {shown}",
             title_justify="left",
         )
         for column in trade_off[0]:

@@ -286,6 +286,9 @@ class EvalConfig:
     ivf_probes: int = option(16, low=1)
     diversity_lambdas: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.25])
     """Weights of ComiRec's controllable aggregation to report; used where item categories are known."""
+    test: bool = True
+    """Evaluate the test users when training ends. Off while hyperparameters are chosen: what has not been computed
+    cannot be chosen by."""
     rankings: bool = True
     """Keep the test rankings in `rankings.parquet`."""
 

@@ -43,7 +43,7 @@ class Run:
 
     folder: Path
     results: dict[str, Evaluation]
-    """By part of the split: `val` and `test`."""
+    """By part of the split: `val`, and `test` unless `eval.test` is off."""
 
 
 def train(config: Config, resume: Path | None = None, say: Say = print, prepared: Prepared | None = None) -> Run:
@@ -85,7 +85,7 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         (folder / BEST).parent.mkdir(exist_ok=True)
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
-    results = evaluate(trainer, model, data, evaluation)
+    results = evaluate(trainer, model, data, evaluation, config.eval.test)
     if is_first_process():
         write_results(folder, results, config, prepared)
         for logger in trainer.loggers:
@@ -280,11 +280,12 @@ def _devices(text: str) -> str | int | list[int]:
 
 
 def evaluate(
-    trainer: pl.Trainer, model: MultiInterestModel, data: InteractionData, evaluation: RetrievalEval
+    trainer: pl.Trainer, model: MultiInterestModel, data: InteractionData, evaluation: RetrievalEval, test: bool = True
 ) -> dict[str, Evaluation]:
-    """Evaluate on the validation and the test users."""
+    """Evaluate on the validation users, and on the test users if `test`."""
     trainer.validate(model, datamodule=data, verbose=False)
-    trainer.test(model, datamodule=data, verbose=False)
+    if test:
+        trainer.test(model, datamodule=data, verbose=False)
     return evaluation.results
 
 
@@ -316,7 +317,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), say: Say = print) 
     model = build_model(config, data)
     load_weights(model, folder / BEST)
     evaluation = RetrievalEval(config.eval, config.cutoffs)
-    return evaluate(build_trainer(config, None, evaluation), model, data, evaluation), config
+    return evaluate(build_trainer(config, None, evaluation), model, data, evaluation, config.eval.test), config
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def write_results(folder: Path, results: dict[str, Evaluation], config: Config, 
     """Write `results.json`, `metrics.parquet` [H] and `rankings.parquet` [G] of a run."""
     per_user = [one.per_user.with_columns(pl_frames.lit(part).alias("part")) for part, one in results.items()]
     _write_parquet(pl_frames.concat(per_user), folder / "metrics.parquet")
-    if config.eval.rankings:
+    if config.eval.rankings and "test" in results:
         _write_parquet(results["test"].rankings, folder / "rankings.parquet")
     write_json_atomic(
         folder / "results.json",

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import eimf
-from eimf.cli import main
+from eimf.cli import main, print_results
 from eimf.config import load
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import prepare
@@ -55,6 +55,16 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
         curves = list(csv.DictReader(file))
     assert [row["epoch"] for row in curves] == ["0", "1", "2"]
     assert float(curves[2]["train/loss"]) < float(curves[0]["train/loss"])
+
+
+def test_test_users_can_be_left_alone(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = train(tiny_config(data_root, tmp_path, "eval.test=false"), say=quiet)
+    assert set(made.results) == {"val"}
+    assert "test" not in json.loads((made.folder / "results.json").read_text())
+    assert set(pl.read_parquet(made.folder / "metrics.parquet")["part"]) == {"val"}
+    assert not (made.folder / "rankings.parquet").exists()
+    print_results(made.results, "validation only")
+    assert "test" not in capsys.readouterr().out
 
 
 def test_per_user_values_average_to_the_summary(run: Run) -> None:

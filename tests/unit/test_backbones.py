@@ -3,6 +3,7 @@ import torch
 
 from eimf.backbones import BACKBONES
 from eimf.backbones.base import CausalBackbone, route, squash
+from eimf.backbones.dropout import Dropout
 from eimf.backbones.mind import MIND
 from tests.contracts import BackboneContract
 
@@ -60,3 +61,23 @@ def test_adding_a_backbone_needs_a_yaml() -> None:
     from eimf.config import find_experiment
 
     assert all(find_experiment(f"backbones/{name}.yaml") for name in BACKBONES)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    layer, x = Dropout(rate), torch.ones(401, 499, requires_grad=True)  # not a multiple of four
+    out = layer(x)
+    kept = out != 0
+    assert kept.float().mean().item() == pytest.approx(1 - rate, abs=0.005)
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - rate)))
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, out.detach())
+    # Neighbours share a random word; they must not share their fate.
+    pairs = kept[:, :-1].float().flatten(), kept[:, 1:].float().flatten()
+    assert (
+        torch.isnan(torch.corrcoef(torch.stack(pairs))[0, 1]) or torch.corrcoef(torch.stack(pairs))[0, 1].abs() < 0.01
+    )
+    layer.eval()
+    assert layer(x) is x

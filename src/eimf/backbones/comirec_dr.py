@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests, route
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -50,7 +51,7 @@ class ComiRecDR(Backbone):
         self.n_interests, self.iterations = n_interests, iterations
         maps = torch.randn(max_len if per_position else 1, embed_dim, n_interests * embed_dim)
         self.maps = nn.Parameter(maps * embed_dim**-0.5)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         batch, length = history.shape

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -47,7 +48,7 @@ class ComiRecSA(Backbone):
         self.position = nn.Parameter(torch.randn(max_len, embed_dim) * init_std)
         self.hidden = nn.Linear(embed_dim, hidden_ratio * embed_dim, bias=False)
         self.heads = nn.Linear(hidden_ratio * embed_dim, n_interests, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         items = self.dropout(self.item_embedding(history))  # [B, L, D]

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import BackboneConfig, CausalBackbone
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -45,7 +46,7 @@ class GRU4Rec(CausalBackbone):
         super().__init__(n_items, max_len, embed_dim, normalize, init_std)
         self.gru = nn.GRU(embed_dim, hidden_size, num_layers=layers, batch_first=True)
         self.output = nn.Linear(hidden_size, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         length = history.shape[1]

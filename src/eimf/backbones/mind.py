@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests, route
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -61,7 +62,7 @@ class MIND(Backbone):
         generator = torch.Generator().manual_seed(routing_seed)
         self.register_buffer("logits", torch.randn(n_interests, max_len, generator=generator) * logit_std)
         self.dense = nn.Linear(embed_dim, embed_dim) if relu else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         batch, length = history.shape

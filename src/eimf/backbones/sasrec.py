@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import BackboneConfig, CausalBackbone
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -36,9 +37,9 @@ class _Block(nn.Module):
         self.feed = nn.Sequential(
             nn.Linear(embed_dim, embed_dim),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(embed_dim, embed_dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, x: Float[Tensor, "B L D"], allowed: Bool[Tensor, "B 1 L L"]) -> Float[Tensor, "B L D"]:
@@ -73,7 +74,7 @@ class SASRec(CausalBackbone):
     ) -> None:
         super().__init__(n_items, max_len, embed_dim, normalize, init_std)
         self.position = nn.Parameter(torch.randn(max_len, embed_dim) * init_std)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(embed_dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(embed_dim)
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
 
@@ -41,7 +42,7 @@ class YouTubeDNN(Backbone):
     ) -> None:
         super().__init__(n_items, max_len, embed_dim, normalize, init_std)
         self.tower = nn.ModuleList(nn.Linear(embed_dim, embed_dim) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         items = self.dropout(self.item_embedding(history))
