@@ -70,14 +70,12 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
     out = layer(x)
     kept = out != 0
     assert kept.float().mean().item() == pytest.approx(1 - rate, abs=0.005)
-    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - rate)))
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - rate)), rtol=2e-4, atol=0)
     out.sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, out.detach())
     # Neighbours share a random word; they must not share their fate.
-    pairs = kept[:, :-1].float().flatten(), kept[:, 1:].float().flatten()
-    assert (
-        torch.isnan(torch.corrcoef(torch.stack(pairs))[0, 1]) or torch.corrcoef(torch.stack(pairs))[0, 1].abs() < 0.01
-    )
+    both = (kept[:, :-1] & kept[:, 1:]).float().mean().item()
+    assert both == pytest.approx((1 - rate) ** 2, abs=0.01)
     layer.eval()
     assert layer(x) is x
