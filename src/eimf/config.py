@@ -238,6 +238,8 @@ class OptimConfig:
     for large catalogues with a sampled loss."""
     lr: float = option(0.001, low=1e-8)
     """Learning rate (ComiRec, REMI: 0.001)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` lowers the rate to 0 over `trainer.max_epochs`; give it a `trainer.patience` as long."""
     item_lr: float = option(0.05, low=1e-8)
     """Learning rate of the item table under `rowwise`."""
     weight_decay: float = option(0.0, low=0.0)

@@ -20,7 +20,7 @@ from eimf import __version__
 from eimf.alignment import ExplicitInterests
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.backbones import BACKBONES, Backbone
-from eimf.callbacks import Curves, EpochSeed, Evaluation, Progress, RetrievalEval
+from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress, RetrievalEval
 from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
@@ -224,6 +224,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     if folder is not None:
         callbacks += [
             EpochSeed(config.seed),
+            LearningRate(config.optim.schedule),
             EarlyStopping(config.monitor, mode="max", patience=options.patience, check_on_train_epoch_end=True),
             ModelCheckpoint(
                 folder / "checkpoints",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,15 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
         curves = list(csv.DictReader(file))
     assert [row["epoch"] for row in curves] == ["0", "1", "2"]
     assert float(curves[2]["train/loss"]) < float(curves[0]["train/loss"])
+
+
+def test_cosine_schedule_lowers_the_rate(data_root: Path, tmp_path: Path) -> None:
+    options = ["optim.schedule=cosine", "optim.lr=0.01", "trainer.max_epochs=4", "trainer.patience=9"]
+    made = train(tiny_config(data_root, tmp_path, *options), say=quiet)
+    (group,) = torch.load(made.folder / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert group["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
 
 
 def test_test_users_can_be_left_alone(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +162,7 @@ def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path) -> N
 
 def test_sigkill_and_resume_end_with_the_same_digits(data_root: Path, tmp_path: Path) -> None:
     overrides = ["backbone.dropout=0.3", "loss.name=sampled_softmax", "loss.n_negatives=40", "trainer.max_epochs=12"]
+    overrides += ["optim.schedule=cosine", "trainer.patience=12"]
     whole = train(tiny_config(data_root, tmp_path / "whole", *overrides), say=quiet)
     arguments = [*TINY, *overrides, f"data.root={data_root}", f"logger.root={tmp_path / 'killed'}"]
     folder = tmp_path / "killed" / "demo-comirec_sa" / "version_0"

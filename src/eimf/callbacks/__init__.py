@@ -2,7 +2,8 @@
 
 from eimf.callbacks.curves import Curves
 from eimf.callbacks.epoch_seed import EpochSeed
+from eimf.callbacks.learning_rate import LearningRate
 from eimf.callbacks.progress import Progress
 from eimf.callbacks.retrieval_eval import Evaluation, RetrievalEval
 
-__all__ = ["Curves", "EpochSeed", "Evaluation", "Progress", "RetrievalEval"]
+__all__ = ["Curves", "EpochSeed", "Evaluation", "LearningRate", "Progress", "RetrievalEval"]
