@@ -1,8 +1,12 @@
 """One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
 
+import csv
 import json
 import logging
 import os
+import resource
+import statistics
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +32,14 @@ from eimf.errors import ArtifactError, ConfigError
 from eimf.losses import RetrievalLoss
 from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
+from eimf.provenance import describe_run, label_digest
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import Supervision, build_supervision, match_labels, names_of, shuffled, take_share
 from eimf.semantics.text import encode_items, encode_texts, principal_components
 from eimf.tracking import wandb_logger
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+RUN, RESULTS = "run.json", "results.json"
 Say = Callable[[str], None]
 
 
@@ -63,6 +69,7 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     folder = resume or _new_run_folder(config)
     if resume is None and is_first_process():
         write_text_atomic(folder / "config.yaml", to_yaml(config))
+        write_json_atomic(folder / RUN, describe_run(config, prepared.digest, label_digest(config)))
         prepared.items.write_parquet(folder / "items.parquet")
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
@@ -87,7 +94,7 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         trainer.save_checkpoint(folder / BEST)
     results = evaluate(trainer, model, data, evaluation, config.eval.test)
     if is_first_process():
-        write_results(folder, results, config, prepared)
+        write_results(folder, results, config, prepared, costs(folder, trainer))
         for logger in trainer.loggers:
             final = {
                 f"final/{part}/{key}": value for part, one in results.items() for key, value in one.summary.items()
@@ -158,8 +165,15 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
 
     if train and config.text.item_init == "text":
         start_from_text(backbone, config, data.prepared)
+    origin = {
+        "config": to_dict(config),
+        "data_digest": data.prepared.digest,
+        "label_digest": label_digest(config) if train else "",
+        "n_items": data.prepared.n_items,
+        "package_version": __version__,
+    }
     explicit = build_explicit(config, data.supervision) if train and data.supervision is not None else None
-    return MultiInterestModel(backbone, loss, make_optimizer, provenance(config, data.prepared), explicit)
+    return MultiInterestModel(backbone, loss, make_optimizer, origin, explicit)
 
 
 def start_from_text(backbone: Backbone, config: Config, prepared: Prepared) -> None:
@@ -203,16 +217,6 @@ def report_users(data: InteractionData, say: Say) -> None:
     for name, held in (("validation", parts.validation), ("test", parts.test)):
         if held.too_short:
             say(f"  {held.too_short:,} users have too short a history for {name} and are not evaluated")
-
-
-def provenance(config: Config, prepared: Prepared) -> dict[str, Any]:
-    """What a checkpoint says of its origin."""
-    return {
-        "config": to_dict(config),
-        "data_digest": prepared.digest,
-        "n_items": prepared.n_items,
-        "package_version": __version__,
-    }
 
 
 def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval) -> pl.Trainer:
@@ -367,14 +371,29 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
         ) from None
 
 
-def write_results(folder: Path, results: dict[str, Evaluation], config: Config, prepared: Prepared) -> None:
+def costs(folder: Path, trainer: pl.Trainer) -> dict[str, float]:
+    """What the run took: epochs, median seconds of an epoch (validation included), peak memory of the process."""
+    seconds = read_seconds(folder / "metrics.csv")
+    # ru_maxrss is in KiB on Linux, in bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"epochs": float(len(seconds)), "peak_memory_gib": peak / 2**30}
+    if seconds:
+        found |= {"seconds_per_epoch": statistics.median(seconds), "training_minutes": sum(seconds) / 60}
+    if trainer.strategy.root_device.type == "cuda":
+        found["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def write_results(
+    folder: Path, results: dict[str, Evaluation], config: Config, prepared: Prepared, costs: dict[str, float]
+) -> None:
     """Write `results.json`, `metrics.parquet` [H] and `rankings.parquet` [G] of a run."""
     per_user = [one.per_user.with_columns(pl_frames.lit(part).alias("part")) for part, one in results.items()]
     _write_parquet(pl_frames.concat(per_user), folder / "metrics.parquet")
     if config.eval.rankings and "test" in results:
         _write_parquet(results["test"].rankings, folder / "rankings.parquet")
     write_json_atomic(
-        folder / "results.json",
+        folder / RESULTS,
         {
             "experiment": config.run_name,
             "seed": config.seed,
@@ -382,9 +401,18 @@ def write_results(folder: Path, results: dict[str, Evaluation], config: Config, 
             "package_version": __version__,
             "users": {part: one.per_user["user_idx"].n_unique() for part, one in results.items()},
             **{part: one.summary for part, one in results.items()},
+            "costs": costs,
             "trade_off": {part: one.trade_off for part, one in results.items()},
         },
     )
+
+
+def read_seconds(path: Path) -> list[float]:
+    """Seconds of each epoch, from `metrics.csv`; empty where nothing was trained."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -394,7 +422,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         ArtifactError: the run is not finished.
     """
     try:
-        return json.loads((folder / "results.json").read_text())
+        return json.loads((folder / RESULTS).read_text())
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
 

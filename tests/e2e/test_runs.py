@@ -47,6 +47,7 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
         "metrics.parquet",
         "rankings.parquet",
         "results.json",
+        "run.json",
         "checkpoints",
     }
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
