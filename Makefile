@@ -1,17 +1,18 @@
 # Everything that matters is in the command `eimf`; these targets only set up and call it.
 DATASET ?= demo
 BACKBONE ?= comirec_sa
+SUITE ?= backbones
 ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels evaluate recommend test lint bench clean
+.PHONY: help setup prepare train labels compare evaluate recommend test lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
-	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) RUN=<run folder> ARGS="key=value ..."'
+	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) RUN=<run folder> ARGS="key=value ..."'
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,6 +38,9 @@ train: .venv/.ready$(if $(EIMF),-llm) ## train BACKBONE on DATASET, evaluate it,
 
 labels: .venv/.ready-llm ## ask an LLM about typical users of DATASET (DRY_RUN=1: preview only)
 	$(BIN)/eimf label run --dataset $(DATASET) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+compare: .venv/.ready-llm ## run what is missing of SUITE on DATASET and compare (experiments/suites/SUITE.yaml)
+	$(BIN)/eimf compare experiments/suites/$(SUITE).yaml dataset=$(DATASET) $(ARGS)
 
 evaluate: .venv/.ready ## evaluate the run folder RUN again
 	$(BIN)/eimf evaluate $(RUN) $(ARGS)

@@ -15,6 +15,7 @@ install_import_hook(
         "eimf.retrieval",
         "eimf.data.batch",
         "eimf.alignment",
+        "eimf.significance",
     ],
     "beartype.beartype",
 )

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
 
     label = commands.add_parser("label", help="explicit interests by an LLM: run, export, import, stats, show, check")
     add_label_commands(label, experiment, _load)
+    from eimf.suite_cli import add_compare_command
+
+    add_compare_command(
+        commands.add_parser("compare", help="run a suite of variants and seeds, and test which one is better")
+    )
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -89,7 +94,7 @@ def _version() -> str:
 
 
 def _load(options: argparse.Namespace) -> "Config":
-    from eimf.config import find_experiment, load
+    from eimf.config import load, load_for
 
     files = [text for text in options.experiment if "=" not in text]
     settings = [text for text in options.experiment if "=" in text] + ["eimf.enabled=true"] * options.eimf
@@ -100,10 +105,7 @@ def _load(options: argparse.Namespace) -> "Config":
             raise ConfigError("--dataset, --backbone: go without an experiment file; give dataset=NAME as a setting.")
         return load(files[0], settings)
     dataset, backbone = options.dataset or "demo", options.backbone or "comirec_sa"
-    named = find_experiment(f"{dataset}/{backbone}.yaml")
-    if named is not None:
-        return load(named, settings)
-    return load(None, [f"dataset={dataset}", f"backbone={backbone}", *settings])
+    return load_for(dataset, backbone, settings)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -360,24 +360,29 @@ def find_experiment(relative: str) -> Path | None:
     return next((path for folder in experiments_folders() if (path := folder / relative).is_file()), None)
 
 
-def load(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
     """Read an experiment's YAML, merge its layers with `key=value` overrides, and check the result.
 
     Args:
         path: the experiment; None starts from the defaults, with `dataset=` and `backbone=` in `overrides`.
         overrides: for example `["optim.lr=0.002", "backbone=mind", "backbone.n_interests=6"]`.
+        settings: the same as nested values; they win over the file, and `overrides` over them.
 
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    own = _read_yaml(Path(path)) if path is not None else {}
-    own = _merge(own, _parse_overrides(overrides))
+    own = read_yaml(path) if path is not None else {}
+    own = merge(merge(own, named(settings or {})), _parse_overrides(overrides))
     layers: list[dict[str, Any]] = []
     for section, folder in (("dataset", "datasets"), ("backbone", "backbones")):
         name = own.get(section, {}).get("name", _DEFAULT_NAMES[section])
         found = find_experiment(f"{folder}/{name}.yaml")
         if found is not None:
-            layers.append(_read_yaml(found))
+            layers.append(read_yaml(found))
         elif section == "dataset" and "source" not in own.get(section, {}):
             raise ConfigError(
                 f"dataset.name: no experiments/datasets/{name}.yaml{_nearest(str(name), _names(folder))}. "
@@ -385,7 +390,7 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = 
             )
     merged: dict[str, Any] = {}
     for layer in (*layers, own):
-        merged = _merge(merged, layer)
+        merged = merge(merged, layer)
     return from_dict(merged)
 
 
@@ -433,7 +438,26 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def load_for(
+    dataset: str, backbone: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a data set and a backbone: `experiments/<dataset>/<backbone>.yaml` where there is one.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    found = find_experiment(f"{dataset}/{backbone}.yaml")
+    names = [] if found is not None else [f"dataset={dataset}", f"backbone={backbone}"]
+    return load(found, [*names, *overrides], settings)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The values of a YAML file, with `dataset: beauty` written out as `dataset: {name: beauty}`.
+
+    Raises:
+        ConfigError: missing, unreadable, or no mapping.
+    """
+    path = Path(path)
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
@@ -445,7 +469,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold `key: value` pairs, holds a {type(values).__name__}.")
-    return _named({str(key): value for key, value in values.items()})
+    return named({str(key): value for key, value in values.items()})
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -459,23 +483,25 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         except Exception as error:
             raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
         assert isinstance(layer, dict)
-        values = _merge(values, _named({str(key): value for key, value in layer.items()}))
+        values = merge(values, named({str(key): value for key, value in layer.items()}))
     return values
 
 
-def _named(values: dict[str, Any]) -> dict[str, Any]:
+def named(values: Mapping[str, Any]) -> dict[str, Any]:
     """Let `dataset: beauty` stand for `dataset: {name: beauty}`."""
+    values = dict(values)
     for section in ("dataset", "backbone"):
         if isinstance(values.get(section), str | int):
             values[section] = {"name": str(values[section])}
     return values
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with those of `top` on top."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

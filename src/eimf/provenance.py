@@ -17,12 +17,12 @@ from eimf.config import Config, to_dict
 from eimf.semantics.labels import Label, read_labels, to_line
 
 PACKAGE = Path(__file__).resolve().parent
-NOT_COMPUTING = ("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "tracking.py")
+NOT_COMPUTING = ("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "suite_cli.py", "tracking.py")
 """Modules that only plan, show or compare runs: a change in them makes no result out of date."""
 
 
-def run_key(config: Config, data_digest: str, label_digest: str, code: str) -> str:
-    """Equal for runs that give the same numbers on the same machine.
+def run_key(config: Config, data_digest: str, label_digest: str) -> str:
+    """Equal for runs that give the same numbers with the same code on the same machine.
 
     Left out is what changes no number: names, folders, loggers, the progress bar. Label and data files count by
     their content, not by their path.
@@ -33,7 +33,7 @@ def run_key(config: Config, data_digest: str, label_digest: str, code: str) -> s
     del values["logger"], values["experiment"], values["llm"]
     if not config.eimf.enabled:
         del values["eimf"], values["typical"]
-    return sha256_json({"config": values, "data": data_digest, "labels": label_digest, "code": code})
+    return sha256_json({"config": values, "data": data_digest, "labels": label_digest})
 
 
 @cache
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 def describe_run(config: Config, data_digest: str, labels: str) -> dict[str, Any]:
     """What `run.json` says of a run when it starts."""
     return {
-        "key": run_key(config, data_digest, labels, code_digest()),
+        "key": run_key(config, data_digest, labels),
         "experiment": config.run_name,
         "seed": config.seed,
         "data_digest": data_digest,

@@ -1,0 +1,273 @@
+"""Compares the variants of a suite: means over seeds, lifts, paired tests; as terminal table, CSV, Markdown, LaTeX."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from eimf.artifacts import write_json_atomic, write_text_atomic
+from eimf.errors import ArtifactError
+from eimf.significance import Difference, compare_paired, holm
+from eimf.training import read_results
+
+LEVEL = 0.05
+"""A difference is called significant if its corrected p is below this."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant's results in one metric."""
+
+    mean: float
+    """Over seeds of the mean over users."""
+    deviation: float
+    """Standard deviation over seeds (n - 1); NaN with one seed."""
+    seeds: int
+    lift: float
+    """Relative difference from the baseline, 0.03 = 3%, over the seeds that both have; NaN for the baseline."""
+    low: float
+    """95% confidence interval of the lift."""
+    high: float
+    p: float
+    """Two-sided paired bootstrap over users and seeds, corrected over the table by Holm's method."""
+    p_seeds: float
+    """Two-sided paired t-test over seeds, corrected in the same way; NaN with fewer than two seeds."""
+
+    @property
+    def significant(self) -> bool:
+        return self.p < LEVEL
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished table."""
+
+    name: str
+    question: str
+    baseline: str
+    part: str
+    """`test`, or `val` where a run left the test users alone."""
+    metrics: tuple[str, ...]
+    cells: dict[str, dict[str, Cell]]
+    """Variant -> metric -> result."""
+    costs: dict[str, dict[str, float]]
+    """Variant -> mean of what its runs took."""
+    runs: dict[str, dict[int, str]]
+    """Variant -> seed -> run folder."""
+
+    def ranks(self, metric: str) -> list[str]:
+        """Variants from best to worst."""
+        return sorted(self.cells, key=lambda variant: -self.cells[variant][metric].mean)
+
+
+def read_users(folder: Path, part: str) -> dict[str, pl.Series]:
+    """Per-user values of a run by metric key, in the order of user_idx, and `user_idx` itself.
+
+    Raises:
+        ArtifactError: the run has no metrics of that part.
+    """
+    try:
+        frame = pl.read_parquet(folder / "metrics.parquet").filter(part=part)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{folder}/metrics.parquet: cannot be read ({error}); run it again.") from None
+    if frame.is_empty():
+        raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
+    groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
+    values = {f"{metric}@{k}": group["value"] for (metric, k), group in groups.items()}
+    return values | {"user_idx": next(iter(groups.values()))["user_idx"]}
+
+
+def compare(
+    name: str,
+    runs: Mapping[str, Mapping[int, Path]],
+    baseline: str,
+    metrics: tuple[str, ...],
+    question: str = "",
+    resamples: int = 10_000,
+) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        runs: variant -> seed -> run folder; the tests use the seeds that a variant shares with the baseline.
+
+    Raises:
+        ArtifactError: a run is not finished, or was evaluated on other users than the rest.
+    """
+    said = {variant: {seed: read_results(path) for seed, path in found.items()} for variant, found in runs.items()}
+    part = "test" if all("test" in one for found in said.values() for one in found.values()) else "val"
+    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    first = next(iter(users[baseline].values()))["user_idx"]
+    for variant, found in users.items():
+        for seed, values in found.items():
+            if not values["user_idx"].equals(first):
+                raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
+    tests: dict[tuple[str, str], tuple[Difference, float]] = {}
+    for variant in runs:
+        shared = [seed for seed in users[variant] if seed in users[baseline]]
+        if variant == baseline or not shared:
+            continue
+        for metric in metrics:
+            ours = np.stack([users[variant][seed][metric].to_numpy() for seed in shared])
+            base = np.stack([users[baseline][seed][metric].to_numpy() for seed in shared])
+            tests[variant, metric] = (compare_paired(ours, base, resamples), float(base.mean()))
+    p = holm(np.array([test.p_bootstrap for test, _ in tests.values()]))
+    p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
+    corrected = dict(zip(tests, zip(p, p_seeds, strict=True), strict=True))
+    cells: dict[str, dict[str, Cell]] = {}
+    for variant, found in users.items():
+        cells[variant] = {}
+        for metric in metrics:
+            means = np.array([values[metric].mean() for values in found.values()], dtype=float)
+            spread = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
+            lift = [float("nan")] * 5
+            if (variant, metric) in tests:
+                test, base = tests[variant, metric]
+                base = base or float("nan")
+                lift = [test.mean / base, test.low / base, test.high / base, *map(float, corrected[variant, metric])]
+            cells[variant][metric] = Cell(float(means.mean()), spread, len(means), *lift)
+    costs = {variant: _mean_costs(list(found.values())) for variant, found in said.items()}
+    folders = {variant: {seed: str(path) for seed, path in found.items()} for variant, found in runs.items()}
+    return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
+
+
+def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:
+    names = results[0].get("costs", {})
+    return {name: float(np.mean([one["costs"][name] for one in results if name in one["costs"]])) for name in names}
+
+
+def sentences(found: Comparison, metric: str | None = None) -> list[str]:
+    """What the table says of each variant in one metric (the first), in plain words."""
+    metric = metric or found.metrics[0]
+    said = []
+    for variant, cells in found.cells.items():
+        cell = cells[metric]
+        if variant == found.baseline:
+            continue
+        if np.isnan(cell.lift):
+            said.append(f"{variant} shares no finished seed with {found.baseline} yet.")
+            continue
+        interval = f"95% interval {cell.low:+.1%} to {cell.high:+.1%}, p = {cell.p:.3f}, {_seeds(cell.seeds)}"
+        if not cell.significant:
+            said.append(
+                f"No significant difference in {metric} between {variant} and {found.baseline} "
+                f"({cell.lift:+.1%}; {interval})."
+            )
+        else:
+            how = "better" if cell.lift > 0 else "worse"
+            said.append(f"{variant} is {how} than {found.baseline} in {metric} by {abs(cell.lift):.1%} ({interval}).")
+    return said
+
+
+def _seeds(count: int) -> str:
+    return "1 seed: chance of training is not covered" if count == 1 else f"{count} seeds"
+
+
+def _value(cell: Cell) -> str:
+    return f"{cell.mean:.4f}" + ("" if np.isnan(cell.deviation) else f" ± {cell.deviation:.4f}")
+
+
+def _lift(cell: Cell) -> str:
+    return "" if np.isnan(cell.lift) else f"{cell.lift:+.1%}" + ("*" if cell.significant else "")
+
+
+NOTE = (
+    "Mean ± standard deviation over seeds; relative lift over the baseline; * significant at 0.05 (paired bootstrap "
+    "over users and seeds, 10,000 resamples, Holm's correction over the table). Best bold, second underlined."
+)
+
+
+def to_rich(found: Comparison) -> Table:
+    """The table for a terminal."""
+    table = Table(title=f"{found.name}, {_part(found.part)}", title_justify="left", caption=NOTE, show_lines=False)
+    table.add_column("variant", no_wrap=True)
+    for metric in found.metrics:
+        table.add_column(metric, justify="right")
+    for variant, cells in found.cells.items():
+        row = []
+        for metric in found.metrics:
+            rank = found.ranks(metric).index(variant)
+            style = "bold" if rank == 0 else "underline" if rank == 1 else ""
+            lift = _lift(cells[metric])
+            row.append(Text(_value(cells[metric]), style) + Text(f"\n{lift}" if lift else ""))
+        table.add_row(Text(variant), *row)
+    return table
+
+
+def _part(part: str) -> str:
+    return "test users" if part == "test" else "validation users"
+
+
+def to_markdown(found: Comparison) -> str:
+    """The table for a README."""
+    lines = [
+        "| variant | seeds | " + " | ".join(found.metrics) + " |",
+        "| --- |" + " ---: |" * (len(found.metrics) + 1),
+    ]
+    for variant, cells in found.cells.items():
+        row = []
+        for metric in found.metrics:
+            rank, value = found.ranks(metric).index(variant), _value(cells[metric])
+            value = f"**{value}**" if rank == 0 else f"<u>{value}</u>" if rank == 1 else value
+            row.append(f"{value} {_lift(cells[metric])}".strip())
+        name = variant.replace("|", "\\|")
+        lines.append(f"| {name} | {cells[found.metrics[0]].seeds} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"} | {sign: "\\" + sign for sign in "&%$#_"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _tex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def to_latex(found: Comparison) -> str:
+    """The table for a paper; needs the package booktabs."""
+    lines = [r"\begin{tabular}{l" + "r" * len(found.metrics) + "}", r"\toprule"]
+    lines += [" & ".join(["", *map(_tex, found.metrics)]) + r" \\", r"\midrule"]
+    for variant, cells in found.cells.items():
+        row = [_tex(variant)]
+        for metric in found.metrics:
+            cell, rank = cells[metric], found.ranks(metric).index(variant)
+            value = f"{cell.mean:.4f}"
+            value = rf"\textbf{{{value}}}" if rank == 0 else rf"\underline{{{value}}}" if rank == 1 else value
+            spread = "" if np.isnan(cell.deviation) else rf" {{\scriptsize$\pm${cell.deviation:.4f}}}"
+            row.append(value + spread + ("$^{*}$" if cell.significant else ""))
+        lines.append(" & ".join(row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {NOTE}"]) + "\n"
+
+
+def to_csv(found: Comparison) -> str:
+    """One row for each variant and metric, with everything that is known."""
+    rows = [
+        {"variant": variant, "metric": metric, "part": found.part, **asdict(cell)}
+        for variant, cells in found.cells.items()
+        for metric, cell in cells.items()
+    ]
+    return pl.DataFrame(rows).fill_nan(None).write_csv()
+
+
+def write_comparison(found: Comparison, folder: Path) -> list[Path]:
+    """Write `comparison.json` and the table as CSV, Markdown and LaTeX; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"table.csv": to_csv(found), "table.md": to_markdown(found), "table.tex": to_latex(found)}
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    plain = asdict(found) | {"sentences": sentences(found)}
+    write_json_atomic(folder / "comparison.json", _without_nan(plain))
+    return [folder / name for name in (*texts, "comparison.json")]
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,78 @@
+"""Whether a difference between two models is real: paired tests over the same users and seeds, as pure functions."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats
+
+
+class Difference(NamedTuple):
+    """A paired comparison of one metric: variant minus baseline."""
+
+    mean: float
+    low: float
+    """95% confidence interval of the mean difference, by bootstrap."""
+    high: float
+    p_bootstrap: float
+    """Two-sided, over users and seeds."""
+    p_seeds: float
+    """Two-sided paired t-test over the seeds' means; NaN with fewer than two seeds."""
+
+
+def compare_paired(
+    variant: Float[ndarray, "S U"], baseline: Float[ndarray, "S U"], resamples: int = 10_000, seed: int = 0
+) -> Difference:
+    """Compare per-user values of two models, trained with the same S seeds and evaluated on the same U users.
+
+    The bootstrap (Efron & Tibshirani 1993, ch. 13 and 16) draws users with replacement and, independently, seeds with
+    replacement, so that both sources of chance count; p is twice the smaller share of resampled differences beyond 0,
+    counting the observed one.
+
+    Raises:
+        ValueError: the two are not of one shape, or empty.
+    """
+    if variant.shape != baseline.shape or variant.size == 0:
+        raise ValueError(f"both need the same seeds and users, have shapes {variant.shape} and {baseline.shape}")
+    difference = variant - baseline
+    seeds, users = difference.shape
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # [R, S]
+    means = np.empty(resamples)
+    chunk = max(1, 2**22 // users)  # 32 MiB at a time
+    for start in range(0, resamples, chunk):
+        part = slice(start, min(start + chunk, resamples))
+        # Poisson(1) counts, divided by their sum, are the multinomial's at a fraction of its cost for many users.
+        counts = random.poisson(1.0, (part.stop - part.start, users))
+        per_seed = counts @ difference.T / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # [R', S]
+        means[part] = (per_seed * drawn[part]).sum(axis=1)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(
+        float(difference.mean()),
+        float(low),
+        float(high),
+        float(min(1.0, 2 * (beyond + 1) / (resamples + 1))),
+        paired_t_test(variant.mean(axis=1), baseline.mean(axis=1)),
+    )
+
+
+def paired_t_test(variant: Float[ndarray, " S"], baseline: Float[ndarray, " S"]) -> float:
+    """Two-sided p of a paired t-test; NaN with fewer than two pairs, 1 where all pairs are equal."""
+    difference = variant - baseline
+    if len(difference) < 2:
+        return float("nan")
+    if np.ptp(difference) == 0:  # without spread the test is undefined
+        return 1.0 if difference[0] == 0 else 0.0
+    return float(stats.ttest_rel(variant, baseline).pvalue)
+
+
+def holm(p_values: Float[ndarray, " N"]) -> Float[ndarray, " N"]:
+    """p-values corrected for N tests by Holm's step-down method (1979); NaN stays NaN and counts for nothing."""
+    corrected = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected

@@ -1,0 +1,87 @@
+"""The command `eimf compare`: run what is missing of a suite, and compare."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from eimf.errors import ArtifactError, ConfigError
+
+
+def add_compare_command(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `eimf compare`."""
+    parser.add_argument("suite", metavar="SUITE.yaml", type=Path, help="for example experiments/suites/backbones.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2]")
+    parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
+    parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
+    parser.add_argument(
+        "--any-code", action="store_true", help="use finished runs of other versions of the code too (they are named)"
+    )
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th missing run only, from the i-th")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from eimf.compare import compare, sentences, to_rich, write_comparison
+    from eimf.suite import FINISHED, finished_runs, plan, read_suite, run_suite
+
+    say: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: E731
+    index, shards = _shard(options.shard)
+    suite = read_suite(options.suite, options.overrides)
+    planned = plan(suite, options.any_code, say)
+    console = Console()
+    _show_plan(console, planned)
+    if options.dry_run:
+        return
+    failed: list[str] = []
+    if not options.no_run:
+        left = [one for one in planned if one.state != FINISHED]
+        failed = run_suite(left[index - 1 :: shards], suite.folder, say)
+        planned = plan(suite, options.any_code, say)
+    runs = finished_runs(suite, planned)
+    found = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
+    console.print(to_rich(found))
+    for sentence in sentences(found):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    _show_costs(console, found.costs)
+    unfinished = sum(one.state != FINISHED for one in planned)
+    if unfinished:
+        say(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
+    paths = write_comparison(found, suite.folder / "comparison")
+    say(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
+    if failed:
+        raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, shards = text.partition("/")
+    if not (slash and index.isdigit() and shards.isdigit() and 1 <= int(index) <= int(shards)):
+        raise ConfigError(f"--shard: must be i/n with i from 1 to n, for example 1/4, is {text!r}.")
+    return int(index), int(shards)
+
+
+def _show_plan(console: Console, planned: list) -> None:
+    from eimf.provenance import code_digest
+    from eimf.suite import FINISHED, read_code
+
+    table = Table(title=f"{len(planned)} runs", title_justify="left")
+    for column in ("variant", "seed", "state", "folder"):
+        table.add_column(column)
+    for one in planned:
+        other = one.state == FINISHED and one.run is not None and read_code(one.run) != code_digest()
+        state = one.state + (", other code" if other else "")
+        table.add_row(one.variant, str(one.config.seed), state, str(one.run or ""))
+    console.print(table)
+
+
+def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
+    table = Table(title="costs of a run (means)", title_justify="left")
+    names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
+    table.add_column("variant")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for variant, found in costs.items():
+        table.add_row(variant, *(f"{found[name]:.2f}" if name in found else "" for name in names))
+    console.print(table)

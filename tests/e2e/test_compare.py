@@ -1,0 +1,164 @@
+"""Suites: planned, run once, continued, compared; with runs made by hand where training would only take time."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from eimf.cli import main
+from eimf.compare import compare, sentences, to_latex, to_markdown, write_comparison
+from eimf.errors import ArtifactError, ConfigError
+from eimf.suite import plan, read_suite
+from tests.conftest import TINY
+
+SUITE = """
+suite: pair
+question: Does K matter?
+baseline: one
+seeds: [0, 1]
+metrics: [recall@20, ndcg@20]
+variants:
+  one: {backbone: {n_interests: 1}}
+  two: {backbone: {n_interests: 2}}
+"""
+
+
+def make_run(folder: Path, values: np.ndarray, part: str = "test") -> Path:
+    """A finished run with given per-user recall."""
+    folder.mkdir(parents=True)
+    users = np.arange(len(values), dtype=np.int32)
+    frames = [
+        pl.DataFrame({"user_idx": users, "metric": name, "k": 20, "value": scale * values, "part": one})
+        for name, scale in (("recall", 1.0), ("ndcg", 0.5))
+        for one in {"val", part}
+    ]
+    pl.concat(frames).with_columns(pl.col("k").cast(pl.Int32)).write_parquet(folder / "metrics.parquet")
+    results = {part: {"recall@20": float(values.mean())}, "costs": {"epochs": 3.0, "seconds_per_epoch": 2.0}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, dict[int, Path]]:
+    random = np.random.default_rng(0)
+    base = {seed: random.random(300) for seed in (0, 1, 2)}
+    noise = {seed: random.normal(0, 0.01, 300) for seed in base}
+    return {
+        "base": {seed: make_run(tmp_path / f"base{seed}", value) for seed, value in base.items()},
+        "good_&_new": {
+            seed: make_run(tmp_path / f"good{seed}", value + 0.05 + noise[seed]) for seed, value in base.items()
+        },
+        "same": {seed: make_run(tmp_path / f"same{seed}", base[seed] + noise[seed]) for seed in (0, 1)},
+    }
+
+
+def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) -> None:
+    found = compare("demo", runs, "base", ("recall@20", "ndcg@20"), resamples=2000)
+    good, same = found.cells["good_&_new"]["recall@20"], found.cells["same"]["recall@20"]
+    assert good.lift == pytest.approx(0.1, rel=0.1)
+    assert good.significant
+    assert good.low < good.lift < good.high
+    assert not same.significant
+    assert (same.seeds, good.seeds) == (2, 3)
+    assert found.cells["base"]["recall@20"].lift != found.cells["base"]["recall@20"].lift  # NaN
+    said = sentences(found)
+    assert said[0].startswith("good_&_new is better than base in recall@20 by")
+    assert said[1].startswith("No significant difference in recall@20 between same and base")
+    assert "**" in to_markdown(found).splitlines()[3]
+    latex = to_latex(found)
+    assert r"good\_\&\_new" in latex
+    assert r"\toprule" in latex
+    names = {path.name for path in write_comparison(found, tmp_path / "out")}
+    assert names == {"table.csv", "table.md", "table.tex", "comparison.json"}
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert rows[0]["lift"] == ""  # no NaN for readers of other languages
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]["base"]["epochs"] == 3.0
+
+
+def test_validation_is_compared_where_a_run_left_the_test_users_alone(
+    runs: dict[str, dict[int, Path]], tmp_path: Path
+) -> None:
+    runs["careful"] = {0: make_run(tmp_path / "careful", np.ones(300), part="val")}
+    assert compare("demo", runs, "base", ("recall@20",), resamples=200).part == "val"
+
+
+def test_runs_on_other_users_are_refused(runs: dict[str, dict[int, Path]], tmp_path: Path) -> None:
+    runs["other"] = {0: make_run(tmp_path / "other", np.ones(299))}
+    with pytest.raises(ArtifactError, match="other users"):
+        compare("demo", runs, "base", ("recall@20",), resamples=200)
+
+
+def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pair.yaml"
+    file.write_text(SUITE)
+    settings = [text for text in TINY if "max_epochs" not in text]
+    settings += ["trainer.max_epochs=1", f"data.root={data_root}", f"logger.root={tmp_path / 'logs'}"]
+    command = ["compare", str(file), *settings]
+    assert main([*command, "seeds=[0]"]) == 0
+    out = capsys.readouterr().out
+    assert "[2/2] two, seed 0" in out
+    assert "1 seed: chance of training is not covered" in " ".join(out.split())
+    folder = tmp_path / "logs" / "demo-pair"
+    made = sorted(path.parent.name for path in folder.glob("*/version_0/results.json") for path in [path.parent])
+    assert made == ["one-seed0", "two-seed0"]
+    assert (folder / "comparison" / "table.tex").is_file()
+    suite = read_suite(file, settings)
+    states = {one.title: one.state for one in plan(suite, say=lambda _: None)}
+    assert states == {
+        "one, seed 0": "finished",
+        "two, seed 0": "finished",
+        "one, seed 1": "missing",
+        "two, seed 1": "missing",
+    }
+    # A run whose last step was cut off is continued, not started again.
+    (folder / "two-seed0" / "version_0" / "results.json").unlink()
+    assert main([*command, "seeds=[0]"]) == 0
+    assert "[1/1] two, seed 0" in capsys.readouterr().out
+    assert not (folder / "two-seed0" / "version_1").exists()
+    # Other code: not used unless asked for.
+    run = folder / "one-seed0" / "version_0" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"code": "older"}))
+    assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "one, seed 0"} == {"missing"}
+    assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"finished"}
+    assert main([*command, "seeds=[0]", "--no-run", "--any-code"]) == 0
+    assert "other code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("baseline: three", "'three' is not a variant; choose one of one, two"),
+        ("seeds: [0, 0]", "list of different whole numbers"),
+        ("seeds: 3", "list of different whole numbers"),
+        ("metrics: [recall@21]", "'recall@21' is not computed"),
+        ("colour: red", "colour: no such key; a suite has"),
+        ("settings: {backbone: {n_interest: 3}}", "did you mean 'n_interests'"),
+        ("variants: [one]", "must map names to settings"),
+        ("variants: {one: {}, two: {split: {kind: loo}}}", "differs from the baseline's"),
+    ],
+)
+def test_bad_suites(tmp_path: Path, change: str, message: str) -> None:
+    import yaml
+
+    file = tmp_path / "suite.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(SUITE) | yaml.safe_load(change)))
+    with pytest.raises(ConfigError, match=message):
+        read_suite(file)
+
+
+def test_the_ready_suites_load() -> None:
+    for path in sorted(Path("experiments/suites").glob("*.yaml")):
+        for dataset in ("demo", "beauty"):
+            suite = read_suite(path, [f"dataset={dataset}"])
+            assert len(suite.seeds) == 3
+            assert suite.question
+
+
+def test_a_wrong_shard_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "experiments/suites/interests.yaml", "--shard", "3/2"]) == 2
+    assert "must be i/n" in capsys.readouterr().err

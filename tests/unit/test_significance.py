@@ -1,0 +1,70 @@
+"""The tests of differences agree with what statistics says they should do."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eimf.significance import compare_paired, holm, paired_t_test
+
+
+def test_equal_models_are_not_different() -> None:
+    values = np.random.default_rng(0).random((3, 50))
+    found = compare_paired(values, values, resamples=200)
+    assert (found.mean, found.low, found.high, found.p_bootstrap, found.p_seeds) == (0, 0, 0, 1, 1)
+
+
+def test_a_clear_difference_is_found_and_the_sign_is_the_variants() -> None:
+    random = np.random.default_rng(0)
+    base = random.random((3, 400))
+    found = compare_paired(base + 0.1 + random.normal(0, 0.05, base.shape), base)
+    assert 0 < found.low < found.mean < found.high
+    assert found.p_bootstrap == pytest.approx(2 / 10_001)
+    assert found.p_seeds < 0.01
+
+
+def test_one_seed_gives_the_interval_of_the_mean_over_users() -> None:
+    """With one seed the bootstrap is the ordinary one over users: its spread is the standard error."""
+    random = np.random.default_rng(1)
+    variant, base = random.normal(0.02, 1, (1, 900)), np.zeros((1, 900))
+    found = compare_paired(variant, base)
+    error = variant.std(ddof=1) / 30
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found.p_bootstrap == pytest.approx(stats.ttest_1samp(variant[0], 0).pvalue, abs=0.03)
+    assert np.isnan(found.p_seeds)
+
+
+def test_false_alarms_are_as_rare_as_promised() -> None:
+    random = np.random.default_rng(2)
+    p = [
+        compare_paired(random.normal(0, 1, (1, 200)), random.normal(0, 1, (1, 200)), 400).p_bootstrap
+        for _ in range(200)
+    ]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10
+
+
+def test_seeds_count_as_chance() -> None:
+    """A difference that comes from one lucky seed is less sure than one that all seeds show."""
+    users = np.random.default_rng(3).normal(0, 0.01, (4, 300))
+    lucky, steady = users.copy(), users + 0.01
+    lucky[0] += 0.04
+    zero = np.zeros_like(users)
+    wide, narrow = compare_paired(lucky, zero), compare_paired(steady, zero)
+    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
+    assert wide.p_bootstrap > 0.05 > narrow.p_bootstrap
+
+
+def test_t_test_over_seeds() -> None:
+    a, b = np.array([0.3, 0.4, 0.35]), np.array([0.29, 0.36, 0.36])
+    assert paired_t_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert paired_t_test(b + 0.5, b) == 0.0
+
+
+def test_holm_by_hand() -> None:
+    corrected = holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005]))
+    np.testing.assert_allclose(corrected, [0.03, 0.06, np.nan, 0.06, 0.02])
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+
+
+def test_no_users_are_refused() -> None:
+    with pytest.raises(ValueError, match="same seeds and users"):
+        compare_paired(np.zeros((1, 0)), np.zeros((1, 0)))
