@@ -85,6 +85,26 @@ def contrast(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explicit: int) -> Float[Tensor, ""]:
+    """Cross-entropy that wants items of one explicit interest with one behavioural interest, and others elsewhere.
+
+    Which behavioural interest that is, is the one-to-one matching that agrees best with the routing as it is (beyond
+    the paper).
+
+    Args:
+        routing: weight of each position in each interest, 0 at padding.
+        shown: the explicit interest that each position shows, below `n_explicit`; -1 where none is known.
+    """
+    known = (shown >= 0) & (routing.sum(dim=1) > 0)
+    if not known.any():
+        return routing.sum() * 0.0
+    share = routing / routing.sum(dim=1, keepdim=True).clamp(min=1e-12)  # p(k | position)
+    explicit = F.one_hot(shown.clamp(min=0), n_explicit).to(share.dtype) * known[..., None]  # [B, L, S]
+    chosen = match_interests(share @ explicit, explicit.any(dim=1))  # [B, S]
+    wanted = chosen.gather(1, shown.clamp(min=0))  # [B, L]
+    return -share.gather(1, wanted[:, None])[:, 0][known].clamp(min=1e-6).log().mean()
+
+
 class ExplicitInterests(nn.Module):
     """The head: maps the words of interests into the behavioural space, and computes both auxiliary losses.
 
@@ -133,14 +153,17 @@ class ExplicitInterests(nn.Module):
         predictive: Bool[Tensor, "B S"],
         user: Int[Tensor, " B"],
         target: Int[Tensor, " B"],
+        shown: Int[Tensor, "B L"] | None = None,
         temperature: float = 1.0,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Unweighted losses by name: `semantic_prediction` and `modality_alignment`, those that are on.
+        """Unweighted losses by name: `semantic_prediction`, `modality_alignment` and `interest_assignment`, those
+        that are on.
 
         Args:
             interests: the backbone's interests of the labelled samples.
             words: text vectors of the users' explicit interests.
             alignable, predictive: which of them this step may use for which task (see `Supervision`).
+            shown: the explicit interest that each position of the history shows; None leaves out the assignment.
             temperature: of the recommendation loss; scores of items are divided by it.
         """
         losses: dict[str, Tensor] = {}
@@ -151,6 +174,8 @@ class ExplicitInterests(nn.Module):
             losses["semantic_prediction"] = self._predict_interest(interests.vectors, words, alignable)
         if self.alignment != "none":
             losses["modality_alignment"] = self._align(interests.vectors, mapped, alignable, user)
+        if shown is not None and interests.routing is not None:
+            losses["interest_assignment"] = assign(interests.routing, shown, words.shape[1])
         return losses
 
     def _predict_item(

@@ -158,6 +158,11 @@ class TypicalConfig:
     """Fewest training items of a typical user."""
     max_items: int = option(20, low=1)
     """Most recent training items that the LLM sees."""
+    represent: Literal["text", "behaviour", "both"] = "text"
+    """Users are clustered by the mean of their items' text vectors, by the mean of their interest vectors in a trained
+    run, or by both side by side."""
+    run: str = ""
+    """Folder of that run; its training users must be the ones here."""
     method: Literal["cluster", "random", "longest"] = "cluster"
     """`random` and `longest` are for ablation."""
     seed: int = option(0, low=0)
@@ -211,6 +216,14 @@ class EIMFConfig:
     """Modality alignment of behavioural with explicit interests."""
     alignment_weight: float = option(0.1, low=0.0)
     """lambda_ma."""
+    assignment_weight: float = option(0.0, low=0.0)
+    """Beyond the paper: items that show one explicit interest should be routed to one behavioural interest. Needs a
+    backbone that routes."""
+    propagate: bool = False
+    """Beyond the paper: unlabelled users borrow the interests of the labelled one with the most similar item texts, and
+    are drawn in proportion to that similarity."""
+    propagate_least: float = option(0.0, low=0.0, high=1.0)
+    """Cosine similarity below which nothing is borrowed."""
     matching: Literal["optimal", "greedy", "soft"] = "optimal"
     """Which behavioural interest belongs to which explicit one."""
     temperature: float = option(0.1, low=1e-3)
@@ -594,9 +607,15 @@ def _check_across(config: Config) -> None:
             "optim.name: 'rowwise' wants sparse gradients, but loss.name=full_softmax touches every item; "
             "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
         )
-    if config.eimf.enabled and config.data.sampling == "sequence":
+    if config.eimf.enabled and config.eimf.assignment_weight > 0 and not backbone.routes:
         raise ConfigError(
-            "data.sampling: 'sequence' has no single target for eimf to align; use every_position or random_cut."
+            f"eimf.assignment_weight: is {config.eimf.assignment_weight}, but backbone {config.backbone.name!r} has no "
+            "item-to-interest routing to assign; set it to 0."
+        )
+    if config.typical.represent != "text" and not config.typical.run:
+        raise ConfigError(
+            f"typical.run: is empty, but typical.represent={config.typical.represent} needs the folder of a trained "
+            "run of the same data and split."
         )
     if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
         raise ConfigError(

@@ -14,9 +14,13 @@ from rich.text import Text
 from eimf.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from eimf.config import Config
     from eimf.data.sequences import Prepared
+    from eimf.data.splits import Spans
     from eimf.semantics.labels import LabelRequest
+    from eimf.semantics.typical import Typical
 
 Load = Callable[[argparse.Namespace], "Config"]
 
@@ -60,31 +64,69 @@ def _prepared(config: "Config") -> "Prepared":
     return prepare(config.dataset, config.data.root, print)
 
 
-def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
-    """Questions about the typical users of the training data."""
-    from eimf.data.splits import split
+def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
+    """What users are clustered by: their texts, their behaviour, or both (`typical.represent`)."""
     from eimf.semantics.text import encode_items
-    from eimf.semantics.typical import ask_about, choose_typical, user_vectors
+    from eimf.semantics.typical import interest_vectors, side_by_side, user_vectors
+    from eimf.training import load_backbone
 
-    spans = split(prepared.sequences, config.split).train
-    vectors = user_vectors(
-        prepared.sequences, spans, encode_items(prepared.items, config.text.encoder, config.data.root).vectors
-    )
-    typical = config.typical
-    chosen = choose_typical(
-        vectors,
+    found = []
+    if config.typical.represent != "behaviour":
+        titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+        found.append(user_vectors(prepared.sequences, spans, titles))
+    if config.typical.represent != "text":
+        backbone, trained = load_backbone(Path(config.typical.run), prepared)
+        if trained.split != config.split:
+            raise ConfigError(
+                f"typical.run: {config.typical.run} was trained on another split (split.kind={trained.split.kind}, "
+                f"split.seed={trained.split.seed}), so its model has seen users or items that are held out here; "
+                "name a run of this split."
+            )
+        found.append(interest_vectors(backbone, prepared.sequences, spans, trained.data.max_len))
+    return side_by_side(*found)
+
+
+def _choose(config: "Config", prepared: "Prepared", budgets: tuple[int, ...]) -> "list[Typical]":
+    """Typical users of the training data for each budget."""
+    from eimf.data.splits import split
+    from eimf.semantics.typical import coverage_by_budget
+
+    spans, typical = split(prepared.sequences, config.split).train, config.typical
+    return coverage_by_budget(
+        _user_vectors(config, prepared, spans),
         spans,
+        budgets,
         n_clusters=typical.clusters,
-        budget=typical.budget,
         min_history=typical.min_history,
         method=typical.method,
         seed=typical.seed,
     )
+
+
+def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
+    """Questions about the typical users of the training data."""
+    from eimf.data.splits import split
+    from eimf.semantics.typical import ask_about
+
+    spans = split(prepared.sequences, config.split).train
+    (chosen,) = _choose(config, prepared, (config.typical.budget,))
     print(
         f"typical users: {len(chosen.users)} of {len(spans.user_idx):,}; mean distance of a training user to the "
         f"nearest one: {chosen.coverage:.3f}"
     )
-    return ask_about(prepared, spans, chosen.users["user_idx"].to_list(), typical.max_items)
+    return ask_about(prepared, spans, chosen.users["user_idx"].to_list(), config.typical.max_items)
+
+
+def _show_coverage(config: "Config", prepared: "Prepared") -> None:
+    """How near typical users are, for smaller budgets than the one asked for."""
+    budget = config.typical.budget
+    budgets = tuple(sorted({max(1, budget // part) for part in (16, 8, 4, 2, 1)}))
+    table = Table(title="typical users: coverage by budget", title_justify="left")
+    for column in ("budget", "mean cosine distance of a training user to the nearest typical one"):
+        table.add_column(column, justify="right")
+    for size, chosen in zip(budgets, _choose(config, prepared, budgets), strict=True):
+        table.add_row(f"{size:,}", f"{chosen.coverage:.3f}")
+    Console().print(table)
 
 
 def _parameters(config: "Config") -> dict[str, Any]:
@@ -104,8 +146,10 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
     from eimf.semantics.labels import LabelCache
     from eimf.semantics.llm import LocalServer, OpenAIBackend
 
-    requests, llm = _questions(config, _prepared(config)), config.llm
+    prepared, llm = _prepared(config), config.llm
+    requests = _questions(config, prepared)
     if options.dry_run:
+        _show_coverage(config, prepared)
         print(
             preview(
                 requests,

@@ -21,7 +21,7 @@ class Explicit(nn.Module):
 
     Args:
         head: computes the losses.
-        weights: of `semantic_prediction` and `modality_alignment`.
+        weights: of `semantic_prediction`, `modality_alignment` and `interest_assignment`.
         warmup, decay: epochs of the schedule, see `eimf.alignment.schedule`.
     """
 
@@ -45,6 +45,7 @@ class Explicit(nn.Module):
             samples.predictive,
             samples.user_idx,
             samples.target,
+            samples.shown if "interest_assignment" in weights else None,
             temperature,
         )
         return {name: weights[name] * value for name, value in losses.items() if name in weights}

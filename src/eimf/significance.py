@@ -65,7 +65,7 @@ def paired_t_test(variant: Float[ndarray, " S"], baseline: Float[ndarray, " S"])
         return float("nan")
     if np.ptp(difference) == 0:  # without spread the test is undefined
         return 1.0 if difference[0] == 0 else 0.0
-    return float(stats.ttest_rel(variant, baseline).pvalue)
+    return float(stats.ttest_rel(variant, baseline)[1])
 
 
 def holm(p_values: Float[ndarray, " N"]) -> Float[ndarray, " N"]:

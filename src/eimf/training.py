@@ -34,8 +34,17 @@ from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
 from eimf.provenance import describe_run, label_digest
 from eimf.semantics.labels import read_labels
-from eimf.semantics.supervision import Supervision, build_supervision, match_labels, names_of, shuffled, take_share
+from eimf.semantics.supervision import (
+    Supervision,
+    build_supervision,
+    match_labels,
+    names_of,
+    propagate,
+    shuffled,
+    take_share,
+)
 from eimf.semantics.text import encode_items, encode_texts, principal_components
+from eimf.semantics.typical import user_vectors
 from eimf.tracking import wandb_logger
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -130,9 +139,16 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
     matched = match_labels(labels, data.prepared, data.split.train)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
     vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
-    made = build_supervision(matched, dict(zip(names, vectors, strict=True)))
+    flat, spans = data.prepared.sequences.items, data.split.train
+    made = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
     say(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
+    if config.eimf.propagate:
+        titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+        told = len(made)
+        users = user_vectors(data.prepared.sequences, spans, titles)
+        made = propagate(made, spans, flat, titles, users, config.eimf.propagate_least)
+        say(f"  lent to {len(made) - told:,} similar users")
     return shuffled(made, config.seed) if config.eimf.shuffle else made
 
 
@@ -204,6 +220,7 @@ def build_explicit(config: Config, supervision: Supervision) -> Explicit:
         config.loss.chunk_mb * 2**20,
     )
     weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
+    weights["interest_assignment"] = eimf.assignment_weight
     return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs)
 
 
@@ -323,6 +340,20 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), say: Say = print) 
     load_weights(model, folder / BEST)
     evaluation = RetrievalEval(config.eval, config.cutoffs)
     return evaluate(build_trainer(config, None, evaluation), model, data, evaluation, config.eval.test), config
+
+
+def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
+    """The trained backbone of a run on these data, and the run's configuration.
+
+    Raises:
+        ArtifactError: no such run, or of other data.
+    """
+    checkpoint = read_checkpoint(folder)
+    check_data(checkpoint, prepared, folder)
+    config = from_dict(checkpoint[CHECKPOINT_KEY]["config"])
+    model = build_model(config, InteractionData(prepared, config))
+    load_weights(model, folder / BEST)
+    return model.backbone.eval(), config
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:

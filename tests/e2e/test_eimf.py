@@ -70,9 +70,9 @@ def test_weights_of_zero_reproduce_the_backbone_bit_for_bit(data_root: Path, tmp
     assert metrics(some) != metrics(plain)
 
 
-@pytest.mark.parametrize("backbone", ["comirec_dr", "mind", "remi", "youtube_dnn", "gru4rec"])
+@pytest.mark.parametrize("backbone", ["comirec_dr", "mind", "remi", "youtube_dnn", "gru4rec", "sasrec"])
 def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tmp_path: Path, labels: Path) -> None:
-    made = run(data_root, tmp_path, labels, f"backbone={backbone}", "data.sampling=every_position")
+    made = run(data_root, tmp_path, labels, f"backbone={backbone}")
     assert made.results["test"].summary["recall@50"] > 0
 
 
@@ -83,12 +83,22 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
         ["eimf.only_after=true", "eimf.matching=soft", "eimf.shuffle=true"],
         ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
         ["text.item_init=text", "split.kind=loo"],
+        ["eimf.propagate=true", "eimf.propagate_least=0.2"],
+        ["eimf.assignment_weight=0.1", "backbone=mind"],
     ],
     ids=" ".join,
 )
 def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labels: Path) -> None:
     made = run(data_root, tmp_path, labels, *overrides)
     assert made.results["test"].summary["recall@20"] > 0
+
+
+def test_lent_interests_reach_most_users(
+    data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.propagate=true", "eimf.share=0.1"]
+    train(tiny_config(data_root, tmp_path, *on))
+    assert "lent to " in capsys.readouterr().out
 
 
 def test_each_loss_is_logged_by_name(data_root: Path, tmp_path: Path, labels: Path) -> None:
@@ -130,8 +140,10 @@ def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> N
     with pytest.raises(LabelError, match=r"none.jsonl"):
         train(tiny_config(data_root, tmp_path, "eimf.enabled=true", "eimf.labels=none.jsonl"), say=quiet)
     on = ["eimf.enabled=true", "eimf.labels=x.jsonl"]
-    with pytest.raises(ConfigError, match="no single target"):
-        tiny_config(data_root, tmp_path, *on, "backbone=sasrec")
+    with pytest.raises(ConfigError, match="no item-to-interest routing to assign"):
+        tiny_config(data_root, tmp_path, *on, "backbone=sasrec", "eimf.assignment_weight=0.1")
+    with pytest.raises(ConfigError, match=r"typical.run: is empty"):
+        tiny_config(data_root, tmp_path, "typical.represent=both")
 
 
 def test_label_commands(
@@ -148,7 +160,12 @@ def test_label_commands(
         return captured.err if status else captured.out
 
     assert "no labels yet; make some with eimf label run" in out("stats", status=2)
-    assert "12" in out("run", "--dry-run")
+    told = out("run", "--dry-run")
+    assert "coverage by budget" in told
+    trained = train(tiny_config(data_root, tmp_path / "backbone"), say=quiet)
+    behaviour = ["typical.represent=both", f"typical.run={trained.folder}"]
+    assert out("run", "--dry-run", *behaviour) != told
+    assert "another split" in out("run", "--dry-run", *behaviour, "split.seed=5", status=2)
     assert "llm.model: is empty" in out("run", status=2)
     assert "OPENAI_API_KEY" in out("run", "llm.model=m", status=2)
     dead = ["llm.model=m", "llm.base_url=http://127.0.0.1:9/v1", "llm.attempts=1"]

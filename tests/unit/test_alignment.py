@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from eimf.alignment import ExplicitInterests, contrast, match_interests, schedule
+from eimf.alignment import ExplicitInterests, assign, contrast, match_interests, schedule
 from eimf.backbones.comirec_sa import ComiRecSA
 
 
@@ -103,6 +103,35 @@ def test_nothing_usable_gives_zero_with_gradients() -> None:
         found = head(prediction=prediction)(backbone, backbone(torch.randint(1, 11, (4, 5))), **parts)
         assert all(value.item() == 0 for value in found.values())
         sum(found.values(), start=torch.zeros(())).backward()
+
+
+def test_assignment_wants_one_behavioural_interest_for_each_explicit_one() -> None:
+    shown = torch.tensor([[-1, 0, 0, 1, 1]])
+    right = torch.tensor([[[0.1, 0.0, 0.0, 0.5, 0.4], [0.0, 0.5, 0.5, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0, 0.0]]])
+    mixed = torch.full((1, 3, 5), 0.2)
+    assert assign(right, shown, 2).item() == pytest.approx(0, abs=1e-5)
+    assert assign(mixed, shown, 2).item() == pytest.approx(np.log(3), abs=1e-5)
+    # One behavioural interest for both is worse than one for each.
+    same = torch.zeros(1, 3, 5)
+    same[0, 0] = 0.2
+    assert assign(same, shown, 2).item() > 1
+    assert assign(right, torch.full((1, 5), -1), 2).item() == 0
+    assert assign(torch.zeros(1, 3, 5), shown, 2).item() == 0  # padding alone
+    mixed.requires_grad_()
+    assign(mixed.softmax(dim=-1), shown, 2).backward()
+    assert mixed.grad is not None
+    assert mixed.grad.isfinite().all()
+
+
+def test_assignment_is_off_unless_asked_for() -> None:
+    torch.manual_seed(0)
+    backbone, made = ComiRecSA(10, 5, embed_dim=8), head()
+    interests, parts = backbone(torch.randint(1, 11, (4, 5))), batch(backbone)
+    shown = torch.zeros(4, 5, dtype=torch.long)
+    assert "interest_assignment" not in made(backbone, interests, **parts)
+    found = made(backbone, interests, **parts, shown=shown)
+    found["interest_assignment"].backward()
+    assert backbone.heads.weight.grad is not None
 
 
 def test_schedule() -> None:

@@ -1,5 +1,6 @@
 """Typical users, text vectors and supervision."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 
+from eimf.backbones.comirec_sa import ComiRecSA
 from eimf.config import SplitConfig
 from eimf.data.batch import LabelledDraw
 from eimf.data.sequences import Prepared
@@ -14,9 +16,25 @@ from eimf.data.splits import Spans, split
 from eimf.errors import ConfigError, LabelError
 from eimf.semantics.labels import Label
 from eimf.semantics.prompts import Interest
-from eimf.semantics.supervision import build_supervision, match_labels, names_of, shuffled, take_share
+from eimf.semantics.supervision import (
+    Supervision,
+    build_supervision,
+    match_labels,
+    names_of,
+    propagate,
+    shuffled,
+    take_share,
+)
 from eimf.semantics.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
-from eimf.semantics.typical import ask_about, choose_typical, coverage, user_vectors
+from eimf.semantics.typical import (
+    ask_about,
+    choose_typical,
+    coverage,
+    coverage_by_budget,
+    interest_vectors,
+    side_by_side,
+    user_vectors,
+)
 
 
 def labels_of(prepared: Prepared, n_items: int = 4, cut: int = 2) -> list[Label]:
@@ -42,7 +60,7 @@ def supervised(prepared: Prepared, spans: Spans):
     names = names_of(labels).to_list()
     vectors = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
     table = dict(zip(names, vectors, strict=True))
-    return build_supervision(match_labels(labels, prepared, spans), table)
+    return build_supervision(match_labels(labels, prepared, spans), table, prepared.sequences.items)
 
 
 @pytest.mark.parametrize("kind", ["user", "loo", "time"])
@@ -100,6 +118,61 @@ def test_no_short_cut_from_label_to_target(tiny: Prepared, only_after: bool) -> 
     assert used > 0
 
 
+def test_lent_interests_keep_every_rule(tiny: Prepared) -> None:
+    """Borrowers are unlabelled training users; the words come from training labels; no item of theirs is from the
+    future; nothing predicts an item that it was made from."""
+    parts = split(tiny.sequences, SplitConfig(kind="user"))
+    told = supervised(tiny, parts.train)
+    some = take_rows(told, 20)
+    random = np.random.default_rng(0)
+    items = random.normal(size=(tiny.n_items + 1, 8)).astype(np.float32)
+    flat = tiny.sequences.items
+    users = user_vectors(tiny.sequences, parts.train, items)
+    made = propagate(some, parts.train, flat, items, users, least=0.1)
+    borrowed = slice(len(some), None)
+    assert len(made) > 2 * len(some)
+    assert len(set(made.span_row.tolist())) == len(made)
+    assert set(made.user_idx.tolist()) <= set(parts.train.user_idx.tolist())
+    assert (made.weight[: len(some)] == 1).all()
+    assert ((made.weight[borrowed] > 0.1) & (made.weight[borrowed] <= 1.0001)).all()
+    start, end = (torch.from_numpy(part)[made.span_row] for part in (parts.train.start, parts.train.end))
+    real = made.items >= 0
+    assert ((made.items >= start[:, None, None]) | ~real).all()
+    assert ((made.items < end[:, None, None]) | ~real).all()
+    counts = real[borrowed].sum(dim=(1, 2))
+    torch.testing.assert_close(counts, (end - start)[borrowed])  # each of a borrower's items shows one interest
+    told_words = {tuple(row.tolist()) for row in some.vectors.flatten(0, 1)}
+    assert {tuple(row.tolist()) for row in made.vectors[borrowed].flatten(0, 1)} <= told_words
+    draw = LabelledDraw(torch.tensor(flat, dtype=torch.long), parts.train, made, size=300, max_len=10, only_after=False)
+    samples = draw.draw(torch.Generator().manual_seed(0))
+    row_of = {int(user): row for row, user in enumerate(made.user_idx)}
+    rows = torch.tensor([row_of[int(user)] for user in samples.user_idx])
+    named = (made.made_from[rows] == samples.target[:, None, None]).any(dim=2)
+    assert not (named & samples.predictive).any()
+    assert (rows >= len(some)).any()
+    # The items that show an interest, as the assignment loss sees them, lie in the history.
+    assert ((samples.shown >= 0) <= (samples.history > 0)).all()
+    visible = torch.zeros_like(samples.alignable)
+    for s in range(visible.shape[1]):
+        visible[:, s] = (samples.shown == s).any(dim=1)
+    assert (visible <= samples.alignable).all()
+
+
+def take_rows(made, count: int):
+    return Supervision(**{name: value[:count] for name, value in vars(made).items()})
+
+
+def test_drawing_follows_the_weights(tiny: Prepared) -> None:
+    parts = split(tiny.sequences, SplitConfig(kind="user"))
+    made = take_rows(supervised(tiny, parts.train), 3)
+    made = replace(made, weight=torch.tensor([1.0, 0.5, 0.0]))
+    items = torch.tensor(tiny.sequences.items, dtype=torch.long)
+    draw = LabelledDraw(items, parts.train, made, size=6000, max_len=5, only_after=False)
+    drawn = draw.draw(torch.Generator().manual_seed(0)).user_idx
+    shares = [(drawn == user).double().mean().item() for user in made.user_idx]
+    assert shares == pytest.approx([2 / 3, 1 / 3, 0], abs=0.02)
+
+
 def test_shuffled_labels_are_other_peoples(tiny: Prepared) -> None:
     made = supervised(tiny, split(tiny.sequences, SplitConfig(kind="loo")).train)
     other = shuffled(made, 0)
@@ -142,6 +215,30 @@ def test_typical_users_see_training_items_only(tiny: Prepared) -> None:
     from dataclasses import replace
 
     assert np.array_equal(before, user_vectors(replace(data, items=changed), parts.train, vectors))
+
+
+def test_a_larger_budget_covers_better(tiny: Prepared) -> None:
+    spans = split(tiny.sequences, SplitConfig(kind="user")).train
+    items = np.random.default_rng(0).normal(size=(tiny.n_items + 1, 8)).astype(np.float32)
+    vectors = user_vectors(tiny.sequences, spans, items)
+    found = coverage_by_budget(vectors, spans, (5, 20, 60), n_clusters=60, min_history=3)
+    distances = [one.coverage for one in found]
+    assert distances == sorted(distances, reverse=True)
+    assert [len(one.users) for one in found] == [5, 20, 60]
+
+
+def test_users_by_behaviour_see_training_items_only(tiny: Prepared) -> None:
+    spans = split(tiny.sequences, SplitConfig(kind="loo")).train
+    torch.manual_seed(0)
+    backbone = ComiRecSA(tiny.n_items, 10, embed_dim=8)
+    before = interest_vectors(backbone, tiny.sequences, spans, 10)
+    np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, rtol=1e-5)
+    changed = tiny.sequences.items.copy()
+    changed[spans.end] = changed[spans.end] % tiny.n_items + 1  # the validation items
+    after = interest_vectors(backbone, replace(tiny.sequences, items=changed), spans, 10)
+    np.testing.assert_array_equal(before, after)
+    both = side_by_side(before, before)
+    np.testing.assert_allclose(both @ both.T, before @ before.T, atol=1e-5)
 
 
 def test_typical_users_cover_better_than_random_ones(tiny: Prepared) -> None:

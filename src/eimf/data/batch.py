@@ -37,6 +37,8 @@ class LabelledSamples(NamedTuple):
     """Interests that alignment may use at this sample (see `eimf.semantics.supervision`)."""
     predictive: Bool[Tensor, "M S"]
     """Interests that may predict this sample's target."""
+    shown: Int[Tensor, "M L"]
+    """The interest that each item of the history shows, -1 where none is known."""
 
 
 class EvalBatch(NamedTuple):
@@ -134,7 +136,7 @@ class TrainingBatches:
 
 
 class LabelledDraw:
-    """Draws samples of labelled users: a user at random, then one of his training positions at random.
+    """Draws samples of labelled users: a user at random by weight, then one of his training positions at random.
 
     Args:
         items: flat items.
@@ -158,11 +160,19 @@ class LabelledDraw:
         self.only_after = only_after
         rows = supervision.span_row.cpu().numpy()
         self._start, self._end = (torch.from_numpy(part[rows]).to(items.device) for part in (spans.start, spans.end))
+        weight = supervision.weight.double().cpu()
+        self._even = bool((weight == weight[0]).all())
+        self._cumulative = (weight / weight.sum()).cumsum(0)
 
     def draw(self, generator: torch.Generator) -> LabelledSamples:
         """M samples with what each may see of its user's label."""
         labels = self.supervision
-        row = torch.randint(len(labels), (self.size,), generator=generator).to(self.items.device)
+        if self._even:
+            row = torch.randint(len(labels), (self.size,), generator=generator).to(self.items.device)
+        else:
+            chance = torch.rand(self.size, generator=generator, dtype=torch.float64)
+            row = torch.searchsorted(self._cumulative, chance, right=True).clamp(max=len(labels) - 1)
+            row = row.to(self.items.device)
         chance = torch.rand(self.size, generator=generator).to(self.items.device)
         start, end = self._start[row], self._end[row]
         at = start + 1 + (chance * (end - start - 1)).long()
@@ -172,7 +182,8 @@ class LabelledDraw:
             labels.user_idx[row],
             labels.vectors[row],
             labels.alignable(row, at),
-            labels.predictive(row, at, self.only_after),
+            labels.predictive(row, at, self.items[at], self.only_after),
+            labels.shown_by(row, at, self.max_len),
         )
 
 

@@ -3,11 +3,11 @@
 A label was made from a history. At a training sample whose target is at flat position t:
 
 - alignment may use an interest only if one of its items lies before t;
-- next-item prediction may use an interest only if its items do not include t. By default the whole label must have
-  been made from items before t, or the target's interests are dropped: otherwise predicting is copying.
+- next-item prediction may use an interest only if it was not made from the target item: neither from t itself nor
+  from another purchase of the same item. Otherwise predicting is copying.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,11 +89,15 @@ class Supervision:
     present: Bool[Tensor, "N S"]
     items: Int[Tensor, "N S M"]
     """Flat positions of the items that show each interest; -1 where there is none."""
+    made_from: Int[Tensor, "N S M"]
+    """Item numbers that the LLM named for each interest; 0 where there is none."""
     seen_end: Int[Tensor, " N"]
-    """Flat position right after the last item that the label saw."""
+    """Flat position right after the last item that the label saw; 0 where the words are another user's."""
     span_row: Int[Tensor, " N"]
     """The user's row in the training spans."""
     user_idx: Int[Tensor, " N"]
+    weight: Float[Tensor, " N"]
+    """How often a user is drawn: 1, or less where the words are a similar user's."""
 
     def __len__(self) -> int:
         return len(self.span_row)
@@ -112,25 +116,39 @@ class Supervision:
         items = self.items[row]
         return ((items >= 0) & (items < target[:, None, None])).any(dim=2) & self.present[row]
 
-    def predictive(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], only_after: bool) -> Bool[Tensor, "B S"]:
+    def predictive(
+        self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], item: Int[Tensor, " B"], only_after: bool
+    ) -> Bool[Tensor, "B S"]:
         """Interests that may predict the target without having been made from it.
 
         Args:
+            item: the target items.
             only_after: targets that the label's history reached have none; else only interests that name the target
                 itself are left out.
         """
-        made_from_it = (self.items[row] == target[:, None, None]).any(dim=2)
+        made_from_it = (self.made_from[row] == item[:, None, None]).any(dim=2)
         allowed = self.present[row] & ~made_from_it
         if only_after:
             allowed = allowed & (target >= self.seen_end[row])[:, None]
         return allowed
 
+    def shown_by(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], length: int) -> Int[Tensor, "B L"]:
+        """The interest that each of the last `length` positions before the target shows; -1 where none is known."""
+        position = target[:, None] + torch.arange(-length, 0, device=target.device)  # [B, L]
+        items = self.items[row]  # [B, S, M]
+        same = (items[:, None] == position[:, :, None, None]) & (items[:, None] >= 0)  # [B, L, S, M]
+        shows = same.any(dim=3) & self.present[row][:, None]
+        return torch.where(shows.any(dim=2), shows.int().argmax(dim=2), NOWHERE)
 
-def build_supervision(matched: Matched, name_vectors: dict[str, np.ndarray]) -> Supervision:
+
+def build_supervision(
+    matched: Matched, name_vectors: dict[str, np.ndarray], flat_items: Int[np.ndarray, " T"]
+) -> Supervision:
     """Pack matched labels into tensors.
 
     Args:
         name_vectors: interest name -> f32[D_text].
+        flat_items: the items of all users, which flat positions refer to.
     """
     most = max(len(label.interests) for _, _, label, _ in matched.rows)
     widest = max((len(one.items) for _, _, label, _ in matched.rows for one in label.interests), default=1)
@@ -146,13 +164,77 @@ def build_supervision(matched: Matched, name_vectors: dict[str, np.ndarray]) -> 
             at = [where[item - 1] for item in interest.items if 1 <= item <= len(where)]
             items[n, s, : len(at)] = at
     return Supervision(
-        torch.from_numpy(vectors),
-        torch.from_numpy(present),
-        torch.from_numpy(items),
-        torch.from_numpy(seen_end),
-        torch.tensor([row for row, *_ in matched.rows]),
-        torch.tensor([user for _, user, *_ in matched.rows]),
+        vectors=torch.from_numpy(vectors),
+        present=torch.from_numpy(present),
+        items=torch.from_numpy(items),
+        made_from=torch.from_numpy(np.where(items >= 0, flat_items[items], 0).astype(np.int64)),
+        seen_end=torch.from_numpy(seen_end),
+        span_row=torch.tensor([row for row, *_ in matched.rows]),
+        user_idx=torch.tensor([user for _, user, *_ in matched.rows]),
+        weight=torch.ones(count),
     )
+
+
+def propagate(
+    told: Supervision,
+    spans: Spans,
+    flat_items: Int[np.ndarray, " T"],
+    item_vectors: Float[np.ndarray, "I_plus_1 D_text"],
+    user_vectors: Float[np.ndarray, "U D_text"],
+    least: float = 0.0,
+) -> Supervision:
+    """Lend each unlabelled training user the interests of the most similar labelled one (beyond the paper).
+
+    A borrower is drawn in proportion to his similarity. His own items show the borrowed interest whose words they are
+    nearest to, so that alignment looks at what he did before the target, as with labels of his own; prediction leaves
+    out interests that the lender's LLM named the target item for.
+
+    Args:
+        told: the labelled users.
+        user_vectors: of length 1, one a row of `spans`.
+        least: cosine similarity below which nothing is lent.
+    """
+    labelled = told.span_row.numpy()
+    similarity = user_vectors @ user_vectors[labelled].T  # [U, N]
+    lender = similarity.argmax(axis=1)
+    closeness = similarity[np.arange(len(lender)), lender]
+    borrowers = np.setdiff1d(np.flatnonzero(closeness > max(least, 0.0)), labelled)
+    lender = torch.from_numpy(lender[borrowers])
+    longest = int((spans.end - spans.start)[borrowers].max(initial=1))
+    at = spans.start[borrowers][:, None] + np.arange(longest)  # [B, longest]
+    inside = at < spans.end[borrowers][:, None]
+    own = np.where(inside, flat_items[np.minimum(at, len(flat_items) - 1)], 0)
+    vectors, present = told.vectors[lender], told.present[lender]
+    items = np.full((len(borrowers), present.shape[1], longest), NOWHERE, np.int64)
+    for chunk in np.array_split(np.arange(len(borrowers)), max(1, len(borrowers) // 1024)):
+        scores = np.einsum("bld,bsd->bls", item_vectors[own[chunk]], vectors[chunk].numpy())
+        scores[~np.broadcast_to(present[chunk].numpy()[:, None], scores.shape)] = -np.inf
+        nearest = scores.argmax(axis=2)  # [b, longest]
+        shows = (nearest[:, None] == np.arange(present.shape[1])[:, None]) & inside[chunk][:, None]
+        items[chunk] = np.where(shows, at[chunk][:, None], NOWHERE)
+    lent = Supervision(
+        vectors=vectors,
+        present=present,
+        items=torch.from_numpy(items),
+        made_from=told.made_from[lender],
+        seen_end=torch.zeros(len(borrowers), dtype=torch.int64),
+        span_row=torch.from_numpy(borrowers),
+        user_idx=torch.from_numpy(spans.user_idx[borrowers].astype(np.int64)),
+        weight=torch.from_numpy(closeness[borrowers].astype(np.float32)),
+    )
+    return _join(told, lent)
+
+
+def _join(first: Supervision, second: Supervision) -> Supervision:
+    """Both, with the item lists padded to one width."""
+
+    def pad(value: Tensor, width: int, fill: int) -> Tensor:
+        return torch.nn.functional.pad(value, (0, width - value.shape[-1]), value=fill)
+
+    width = max(first.items.shape[-1], second.items.shape[-1])
+    joined = {name: (value, getattr(second, name)) for name, value in vars(first).items()}
+    joined["items"] = (pad(first.items, width, NOWHERE), pad(second.items, width, NOWHERE))
+    return Supervision(**{name: torch.cat(pair) for name, pair in joined.items()})
 
 
 def shuffled(supervision: Supervision, seed: int) -> Supervision:
@@ -166,12 +248,13 @@ def shuffled(supervision: Supervision, seed: int) -> Supervision:
     items = torch.where(
         supervision.present[:, :, None], supervision.items, supervision.items[:, :1].expand_as(supervision.items)
     )
-    return Supervision(vectors, present, items, supervision.seen_end, supervision.span_row, supervision.user_idx)
+    return replace(supervision, vectors=vectors, present=present, items=items, made_from=supervision.made_from[shift])
 
 
 def take_share(labels: list[Label], share: float, seed: int) -> list[Label]:
     """A seeded share of the labels; smaller shares are subsets of larger ones."""
-    order = np.random.default_rng(seed).permutation(len(labels))
+    # A stream of its own: the seed alone would repeat the permutation that splits as many users.
+    order = np.random.default_rng([seed, len("share")]).permutation(len(labels))
     return [labels[index] for index in np.sort(order[: max(1, round(share * len(labels)))])]
 
 

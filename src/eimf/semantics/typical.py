@@ -1,12 +1,16 @@
 """Typical users: the ones whose interests are worth an LLM call. Made from training slices only."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
 import polars as pl
+import torch
+import torch.nn.functional as F
 
+from eimf.backbones import Backbone
+from eimf.data.batch import gather_history
 from eimf.data.sequences import Prepared, Sequences
 from eimf.data.splits import Spans
 from eimf.errors import ConfigError
@@ -35,6 +39,29 @@ def user_vectors(sequences: Sequences, spans: Spans, item_vectors: np.ndarray) -
     at = np.arange(len(owner)) - first[owner] + spans.start[owner]
     means = np.add.reduceat(item_vectors[sequences.items[at]], first, axis=0) / (spans.end - spans.start)[:, None]
     return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def interest_vectors(backbone: Backbone, sequences: Sequences, spans: Spans, max_len: int) -> np.ndarray:
+    """Mean of each user's interest vectors, each of length 1, from his training slice; scaled to length 1: f32[U, D].
+
+    Args:
+        backbone: trained on these slices and no others.
+        max_len: most recent items that it sees.
+    """
+    items = torch.tensor(sequences.items, dtype=torch.long)
+    start, end = torch.from_numpy(spans.start), torch.from_numpy(spans.end)
+    backbone.eval()
+    parts = []
+    with torch.inference_mode():
+        for rows in torch.arange(len(start)).split(4096):
+            vectors = backbone(gather_history(items, start[rows], end[rows], max_len)).vectors.float()
+            parts.append(F.normalize(F.normalize(vectors, dim=-1).mean(dim=1), dim=-1))
+    return torch.cat(parts).numpy()
+
+
+def side_by_side(*parts: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 of the same users, concatenated with equal weight, of length 1 again."""
+    return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
 
 
 def choose_typical(
@@ -108,6 +135,15 @@ def coverage(vectors: np.ndarray, chosen: np.ndarray) -> float:
     index.add(np.ascontiguousarray(chosen))  # pyright: ignore[reportCallIssue]
     similarity, _ = index.search(vectors, 1)  # pyright: ignore[reportCallIssue]
     return float(1 - similarity.mean())
+
+
+def coverage_by_budget(vectors: np.ndarray, spans: Spans, budgets: Sequence[int], **options: Any) -> list[Typical]:
+    """What typical users of different budgets would cover, to choose a budget by.
+
+    Args:
+        options: of `choose_typical`; with more clusters than a budget, one user of each of as many clusters.
+    """
+    return [choose_typical(vectors, spans, budget=budget, **options) for budget in budgets]
 
 
 def ask_about(prepared: Prepared, spans: Spans, users: Sequence[int], max_items: int) -> list[LabelRequest]:
