@@ -74,7 +74,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for `eimf train --dataset beauty --backbone mind`.
 
     Args:
-        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`, and `seeds=[0,1]`.
+        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`, and `seeds=[0,1]` and `suite=NAME`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.
@@ -87,7 +87,9 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         raise ConfigError(f"{path}: variants: must map names to settings, is {variants!r}.")
     common = _mapping(values.get("settings"), f"{path}: settings")
     seeds = _seeds(values.get("seeds", [0]), overrides, path)
-    overrides = [text for text in overrides if not text.startswith("seeds=")]
+    for text in overrides:  # the same suite with other settings wants a folder of its own
+        name = text.removeprefix("suite=") if text.startswith("suite=") else name
+    overrides = [text for text in overrides if not text.startswith(("seeds=", "suite="))]
     baseline = str(values.get("baseline", next(iter(variants))))
     if baseline not in variants:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")

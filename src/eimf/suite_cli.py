@@ -13,7 +13,9 @@ from eimf.errors import ArtifactError, ConfigError
 def add_compare_command(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eimf compare`."""
     parser.add_argument("suite", metavar="SUITE.yaml", type=Path, help="for example experiments/suites/backbones.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2]")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2], suite=NAME"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
     parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
     parser.add_argument(

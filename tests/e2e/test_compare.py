@@ -151,6 +151,14 @@ def test_bad_suites(tmp_path: Path, change: str, message: str) -> None:
         read_suite(file)
 
 
+def test_a_suite_with_other_settings_gets_its_own_folder() -> None:
+    suite = read_suite("experiments/suites/eimf_ablation.yaml", ["suite=on_remi", "backbone=remi", "seeds=[3]"])
+    assert suite.folder.name == "demo-on_remi"
+    assert {config.backbone.name for (config,) in suite.variants.values()} == {"remi"}
+    assert suite.first.loss.name == "ihn"  # remi's own file lies below
+    assert suite.first.seed == 3
+
+
 def test_the_ready_suites_load() -> None:
     for path in sorted(Path("experiments/suites").glob("*.yaml")):
         for dataset in ("demo", "beauty"):
