@@ -357,6 +357,12 @@ class Config:
         return Path(self.eimf.labels or f"{self.data.root}/labels/{self.dataset.name}.db")
 
     @property
+    def label_source(self) -> Path:
+        """Where training reads labels: the label cache, or those shipped with the package where there is none yet."""
+        shipped = find_experiment(f"labels/{self.dataset.name}.jsonl")
+        return shipped if shipped and not self.eimf.labels and not self.label_cache.exists() else self.label_cache
+
+    @property
     def run_name(self) -> str:
         return self.experiment or f"{self.dataset.name}-{self.backbone.name}" + ("-eimf" if self.eimf.enabled else "")
 

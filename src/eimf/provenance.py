@@ -53,7 +53,7 @@ def label_digest(config: Config) -> str:
     Raises:
         LabelError: there are no labels.
     """
-    return digest_of(read_labels(config.label_cache)) if config.eimf.enabled else ""
+    return digest_of(read_labels(config.label_source)) if config.eimf.enabled else ""
 
 
 def digest_of(labels: Iterable[Label]) -> str:

@@ -169,9 +169,9 @@ def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned
             config = configs[index]
             if prepared is None:
                 prepared = prepare(config.dataset, config.data.root, say)
-            if config.eimf.enabled and config.label_cache not in labels:
-                labels[config.label_cache] = label_digest(config)
-            digest = labels[config.label_cache] if config.eimf.enabled else ""
+            if config.eimf.enabled and config.label_source not in labels:
+                labels[config.label_source] = label_digest(config)
+            digest = labels[config.label_source] if config.eimf.enabled else ""
             key = run_key(config, prepared.digest, digest)
             found = [one for one in runs if one[1] == key and (any_code or one[2] == code_digest())]
             # A finished run before an interrupted one, this code's before another's, the newest first.

@@ -135,7 +135,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         LabelError: no label fits the training users.
         ConfigError: the text encoder cannot be loaded.
     """
-    labels = take_share(read_labels(config.label_cache), config.eimf.share, config.seed)
+    labels = take_share(read_labels(config.label_source), config.eimf.share, config.seed)
     matched = match_labels(labels, data.prepared, data.split.train)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
     vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
