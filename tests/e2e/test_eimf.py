@@ -10,10 +10,14 @@ import torch
 
 import eimf
 from eimf.cli import main
-from eimf.data.sequences import Prepared
+from eimf.config import load_for
+from eimf.data.sequences import Prepared, prepare
+from eimf.data.splits import split
 from eimf.errors import ConfigError, LabelError
 from eimf.recommender import Recommender
 from eimf.semantics import text
+from eimf.semantics.labels import read_labels
+from eimf.semantics.supervision import match_labels
 from eimf.training import Run, evaluate_run, train
 from tests.conftest import TINY, tiny_config
 from tests.unit.test_semantics import labels_of
@@ -99,6 +103,17 @@ def test_lent_interests_reach_most_users(
     on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.propagate=true", "eimf.share=0.1"]
     train(tiny_config(data_root, tmp_path, *on))
     assert "lent to " in capsys.readouterr().out
+
+
+def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
+    config = load_for("demo", "comirec_sa", ["eimf.enabled=true", f"data.root={data_root}"])
+    assert config.label_source == Path("experiments/labels/demo.jsonl")
+    prepared = prepare(config.dataset, config.data.root)
+    labels = read_labels(config.label_source)
+    matched = match_labels(labels, prepared, split(prepared.sequences, config.split).train)
+    assert (len(labels), matched.dropped) == (40, {})
+    own = load_for("demo", "comirec_sa", ["eimf.enabled=true", "eimf.labels=own.db"])
+    assert own.label_source == Path("own.db")
 
 
 def test_each_loss_is_logged_by_name(data_root: Path, tmp_path: Path, labels: Path) -> None:
