@@ -74,7 +74,8 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for `eimf train --dataset beauty --backbone mind`.
 
     Args:
-        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`, and `seeds=[0,1]` and `suite=NAME`.
+        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]` and
+            `suite=NAME`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests
 from eimf.backbones.dropout import Dropout
 from eimf.options import option
+
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ class ComiRecSA(Backbone):
         if history.device.type == "cpu":
             # Most positions of short histories are padding: leave them out of the expensive part. (On an
             # accelerator, counting them would make the host wait.)
-            logits = placed.new_zeros(*history.shape, self.heads.out_features)
-            scores = self.heads(torch.tanh(self.hidden(placed[item])))
-            logits = logits.to(scores.dtype).index_put((item,), scores)
+            known = item.flatten().nonzero()[:, 0]
+            # In steps of _ROWS: oneDNN compiles, and keeps, a bfloat16 kernel for every number of rows it meets.
+            rows = F.pad(known, (0, -len(known) % _ROWS))
+            scores = self.heads(torch.tanh(self.hidden(placed.flatten(0, 1)[rows])))[: len(known)]
+            logits = scores.new_zeros(item.numel(), self.heads.out_features).index_copy(0, known, scores)
+            logits = logits.unflatten(0, history.shape)
         else:
             logits = self.heads(torch.tanh(self.hidden(placed)))
         logits, padding = logits.transpose(1, 2), ~item[:, None]  # [B, K, L]
