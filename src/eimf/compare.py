@@ -135,6 +135,55 @@ def compare(
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
 
 
+@dataclass(frozen=True)
+class GroupLift:
+    """A variant against the baseline among some of the users, in one metric."""
+
+    variant: str
+    group: str
+    level: str
+    users: int
+    baseline: float
+    """The baseline's mean among these users."""
+    lift: float
+    low: float
+    """95% confidence interval of the lift, by paired bootstrap over these users and the seeds."""
+    high: float
+
+
+def compare_groups(
+    runs: Mapping[str, Mapping[int, Path]],
+    baseline: str,
+    metric: str,
+    groups: pl.DataFrame,
+    part: str = "test",
+    resamples: int = 10_000,
+) -> list[GroupLift]:
+    """Lifts among groups of users. They are for looking, not for claims: nothing is corrected for their number.
+
+    Args:
+        groups: `user_idx, group, level`, see `eimf.groups.group_users`.
+
+    Raises:
+        ArtifactError: a run cannot be read.
+    """
+    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    order = next(iter(users[baseline].values()))["user_idx"]
+    lifts = []
+    for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
+        inside = order.is_in(members["user_idx"].implode()).to_numpy()
+        for variant, found in users.items():
+            shared = [seed for seed in found if seed in users[baseline]]
+            if variant == baseline or not shared or not inside.any():
+                continue
+            ours = np.stack([found[seed][metric].to_numpy()[inside] for seed in shared])
+            base = np.stack([users[baseline][seed][metric].to_numpy()[inside] for seed in shared])
+            test, mean = compare_paired(ours, base, resamples), float(base.mean())
+            ratio = [value / mean if mean else float("nan") for value in (test.mean, test.low, test.high)]
+            lifts.append(GroupLift(variant, str(group), str(level), int(inside.sum()), mean, *ratio))
+    return lifts
+
+
 def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:
     names = results[0].get("costs", {})
     return {name: float(np.mean([one["costs"][name] for one in results if name in one["costs"]])) for name in names}

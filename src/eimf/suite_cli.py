@@ -3,11 +3,16 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from eimf.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from eimf.compare import Comparison
+    from eimf.suite import Planned, Suite
 
 
 def add_compare_command(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +25,9 @@ def add_compare_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
     parser.add_argument(
         "--any-code", action="store_true", help="use finished runs of other versions of the code too (they are named)"
+    )
+    parser.add_argument(
+        "--groups", action="store_true", help="also lifts by history length, popularity, nearness to labelled users"
     )
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th missing run only, from the i-th")
     parser.set_defaults(run=_compare)
@@ -47,6 +55,8 @@ def _compare(options: argparse.Namespace) -> None:
     console.print(to_rich(found))
     for sentence in sentences(found):
         console.print(sentence, highlight=False, soft_wrap=True)
+    if options.groups:
+        _show_groups(console, suite, runs, found, say)
     _show_costs(console, found.costs)
     unfinished = sum(one.state != FINISHED for one in planned)
     if unfinished:
@@ -64,7 +74,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(shards)
 
 
-def _show_plan(console: Console, planned: list) -> None:
+def _show_plan(console: Console, planned: "list[Planned]") -> None:
     from eimf.provenance import code_digest
     from eimf.suite import FINISHED, read_code
 
@@ -76,6 +86,32 @@ def _show_plan(console: Console, planned: list) -> None:
         state = one.state + (", other code" if other else "")
         table.add_row(one.variant, str(one.config.seed), state, str(one.run or ""))
     console.print(table)
+
+
+def _show_groups(
+    console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], found: "Comparison", say: Callable[[str], None]
+) -> None:
+    """Lifts by groups of users, in the table's first metric; kept in `groups.csv`."""
+    import polars as pl
+
+    from eimf.artifacts import write_text_atomic
+    from eimf.compare import compare_groups
+    from eimf.training import group_held_out
+
+    groups = group_held_out([configs[0] for configs in suite.variants.values()], found.part, say)
+    lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
+    table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
+    for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
+        table.add_column(column, justify="left" if column in ("group", "level", "variant") else "right")
+    for one in lifts:
+        interval = f"{one.low:+.1%} to {one.high:+.1%}"
+        table.add_row(
+            one.group, one.level, f"{one.users:,}", one.variant, f"{one.baseline:.4f}", f"{one.lift:+.1%}", interval
+        )
+    console.print(table)
+    folder = suite.folder / "comparison"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "groups.csv", pl.DataFrame([vars(one) for one in lifts]).write_csv())
 
 
 def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:

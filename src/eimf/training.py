@@ -9,7 +9,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress
 from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
+from eimf.data.splits import Spans
 from eimf.errors import ArtifactError, ConfigError
+from eimf.groups import distance_to_labelled, group_users
 from eimf.losses import RetrievalLoss
 from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
@@ -150,6 +152,28 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         made = propagate(made, spans, flat, titles, users, config.eimf.propagate_least)
         say(f"  lent to {len(made) - told:,} similar users")
     return shuffled(made, config.seed) if config.eimf.shuffle else made
+
+
+def group_held_out(configs: Sequence[Config], part: str, say: Say) -> pl_frames.DataFrame:
+    """Groups of the held-out users that runs of one data set and split are compared on (see `eimf.groups`).
+
+    Args:
+        configs: of the variants; labels and text vectors are those of the first one that has explicit interests.
+        part: `test` or `val`.
+    """
+    config = next((one for one in configs if one.eimf.enabled), configs[0])
+    prepared = prepare(config.dataset, config.data.root, say)
+    data = InteractionData(prepared, config)
+    held = data.split.test if part == "test" else data.split.validation
+    distance = None
+    if config.eimf.enabled:
+        titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+        supervision = load_supervision(replace(config, eimf=replace(config.eimf, propagate=False)), data, say)
+        contexts = Spans(held.user_idx, held.start, held.cut)
+        trained = user_vectors(prepared.sequences, data.split.train, titles)
+        near = user_vectors(prepared.sequences, contexts, titles)
+        distance = distance_to_labelled(near, trained[supervision.span_row.numpy()])
+    return group_users(prepared.sequences, held, data.item_counts.numpy(), distance)
 
 
 def build_model(config: Config, data: InteractionData, train: bool = False) -> MultiInterestModel:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from eimf.cli import main
-from eimf.compare import compare, sentences, to_latex, to_markdown, write_comparison
+from eimf.compare import compare, compare_groups, sentences, to_latex, to_markdown, write_comparison
 from eimf.errors import ArtifactError, ConfigError
 from eimf.suite import plan, read_suite
 from tests.conftest import TINY
@@ -80,6 +80,21 @@ def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) 
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]["base"]["epochs"] == 3.0
 
 
+def test_lifts_by_groups_of_users(runs: dict[str, dict[int, Path]]) -> None:
+    levels = ["a" if user < 100 else "b" for user in range(300)]
+    users = pl.Series("user_idx", range(300), dtype=pl.Int32)
+    groups = pl.DataFrame({"user_idx": users, "group": "half", "level": levels})
+    found = compare_groups(runs, "base", "recall@20", groups, resamples=500)
+    assert [(one.variant, one.level, one.users) for one in found] == [
+        ("good_&_new", "a", 100),
+        ("same", "a", 100),
+        ("good_&_new", "b", 200),
+        ("same", "b", 200),
+    ]
+    assert all(one.low < one.lift < one.high for one in found)
+    assert found[0].low > 0.05
+
+
 def test_validation_is_compared_where_a_run_left_the_test_users_alone(
     runs: dict[str, dict[int, Path]], tmp_path: Path
 ) -> None:
@@ -125,8 +140,13 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     run.write_text(json.dumps(json.loads(run.read_text()) | {"code": "older"}))
     assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "one, seed 0"} == {"missing"}
     assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"finished"}
-    assert main([*command, "seeds=[0]", "--no-run", "--any-code"]) == 0
-    assert "other code" in capsys.readouterr().out
+    assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0
+    out = capsys.readouterr().out
+    assert "other code" in out
+    assert set(pl.read_csv(folder / "comparison" / "groups.csv")["group"]) == {
+        "history length",
+        "popularity of targets",
+    }
 
 
 @pytest.mark.parametrize(

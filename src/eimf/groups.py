@@ -1,0 +1,59 @@
+"""Groups of held-out users, to see whom a model serves better: by history, by popularity, by nearness to labels."""
+
+import faiss
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Int
+
+from eimf.data.sequences import Sequences
+from eimf.data.splits import Holdout
+
+HISTORY, POPULARITY, NEARNESS = "history length", "popularity of targets", "nearest labelled user"
+
+
+def group_users(
+    sequences: Sequences,
+    held: Holdout,
+    item_counts: Int[np.ndarray, " I_plus_1"],
+    distance: Float[np.ndarray, " U"] | None = None,
+) -> pl.DataFrame:
+    """Put every held-out user into one level of each group; levels are about equally large.
+
+    Args:
+        item_counts: occurrences in the training interactions. Head, torso and tail items each make a third of them.
+        distance: of each held-out user to the nearest labelled one, see `distance_to_labelled`.
+
+    Returns:
+        `user_idx: i32, group: str, level: str`, in the order of `held` within a group.
+    """
+    user = held.user_idx.astype(np.int32)
+    lengths = held.cut - held.start
+    low, high = np.quantile(lengths, [1 / 3, 2 / 3])
+    long = np.where(lengths <= low, f"up to {low:.0f} items", f"more than {high:.0f} items")
+    long = np.where((lengths > low) & (lengths <= high), f"{low + 1:.0f} to {high:.0f} items", long)
+    levels = {HISTORY: long, POPULARITY: _popularity(sequences, held, item_counts)}
+    if distance is not None:
+        levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
+    parts = [pl.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
+    return pl.concat(parts)
+
+
+def _popularity(sequences: Sequences, held: Holdout, item_counts: np.ndarray) -> np.ndarray:
+    """The user's middle target, by popularity: from the head, torso or tail of the catalogue."""
+    order = np.argsort(-item_counts, kind="stable")
+    counts = item_counts[order]
+    middle_of_item = (np.cumsum(counts) - counts / 2) / max(counts.sum(), 1)  # in the mass of all interactions
+    part = np.empty(len(item_counts), np.int64)
+    part[order] = np.clip((3 * middle_of_item).astype(np.int64), 0, 2)
+    middle = [int(np.median(part[sequences.items[a:b]])) for a, b in zip(held.cut, held.end, strict=True)]
+    return np.array(["head", "torso", "tail"])[middle]
+
+
+def distance_to_labelled(
+    held_vectors: Float[np.ndarray, "U D"], labelled_vectors: Float[np.ndarray, "N D"]
+) -> Float[np.ndarray, " U"]:
+    """Cosine distance of each held-out user's context to the nearest labelled user; all vectors of length 1."""
+    index = faiss.IndexFlatIP(labelled_vectors.shape[1])
+    index.add(np.ascontiguousarray(labelled_vectors))  # pyright: ignore[reportCallIssue]
+    similarity, _ = index.search(held_vectors, 1)  # pyright: ignore[reportCallIssue]
+    return 1 - similarity[:, 0]

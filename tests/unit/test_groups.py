@@ -1,0 +1,31 @@
+import numpy as np
+
+from eimf.data.sequences import Sequences
+from eimf.data.splits import Holdout
+from eimf.groups import HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
+
+
+def held_out() -> tuple[Sequences, Holdout]:
+    items = np.array([1, 1, 2, 1, 1, 1, 3, 1, 2, 3, 4, 4, 4], np.int32)
+    offsets = np.array([0, 3, 7, 13])
+    sequences = Sequences(items, np.zeros(13, np.int64), offsets)
+    cut = np.array([1, 6, 12])
+    return sequences, Holdout(np.array([0, 1, 2]), offsets[:-1], cut, offsets[1:], np.zeros(3, bool))
+
+
+def test_every_user_is_in_one_level_of_each_group() -> None:
+    sequences, held = held_out()
+    counts = np.array([0, 60, 30, 20, 10])
+    found = group_users(sequences, held, counts, np.array([0.1, 0.5, 0.2]))
+    assert found.group_by("group").len()["len"].to_list() == [3, 3, 3]
+    level = {(group, user): name for user, group, name in found.rows()}
+    assert [level[HISTORY, user] for user in range(3)] == ["up to 2 items", "3 to 4 items", "more than 4 items"]
+    # Targets: user 0 has items 1 and 2, user 1 item 3, user 2 item 4.
+    assert [level[POPULARITY, user] for user in range(3)] == ["head", "tail", "tail"]
+    assert [level[NEARNESS, user] for user in range(3)] == ["near", "far", "near"]
+
+
+def test_distance_is_to_the_nearest() -> None:
+    labelled = np.eye(3, dtype=np.float32)[:2]
+    held = np.array([[1, 0, 0], [0, 0, 1], [0.6, 0.8, 0]], np.float32)
+    np.testing.assert_allclose(distance_to_labelled(held, labelled), [0, 1, 0.2], atol=1e-6)
