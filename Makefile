@@ -40,7 +40,7 @@ labels: .venv/.ready-llm ## ask an LLM about typical users of DATASET (DRY_RUN=1
 	$(BIN)/eimf label run --dataset $(DATASET) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 compare: .venv/.ready-llm ## run what is missing of SUITE on DATASET and compare (experiments/suites/SUITE.yaml)
-	$(BIN)/eimf compare experiments/suites/$(SUITE).yaml dataset=$(DATASET) $(ARGS)
+	$(BIN)/eimf compare $(SUITE) dataset=$(DATASET) $(ARGS)
 
 evaluate: .venv/.ready ## evaluate the run folder RUN again
 	$(BIN)/eimf evaluate $(RUN) $(ARGS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eimf.artifacts import write_text_atomic
-from eimf.config import Config, load_for, merge, named, read_yaml, to_yaml
+from eimf.config import Config, find_experiment, load_for, merge, named, read_yaml, to_yaml
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
 from eimf.provenance import code_digest, label_digest, run_key
@@ -74,12 +74,15 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for `eimf train --dataset beauty --backbone mind`.
 
     Args:
+        path: a file, or the name of one in experiments/suites.
         overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]` and
             `suite=NAME`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.
     """
+    named_suite = find_experiment(f"suites/{path}.yaml")
+    path = named_suite if named_suite and not Path(path).is_file() else Path(path)
     values = read_yaml(path)
     if unknown := [key for key in values if key not in KEYS]:
         raise ConfigError(f"{path}: {unknown[0]}: no such key; a suite has {', '.join(KEYS)}.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_compare_command(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `eimf compare`."""
-    parser.add_argument("suite", metavar="SUITE.yaml", type=Path, help="for example experiments/suites/backbones.yaml")
+    parser.add_argument("suite", metavar="SUITE", help="a YAML file, or a name in experiments/suites")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2], suite=NAME"
     )

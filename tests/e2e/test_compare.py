@@ -172,7 +172,7 @@ def test_bad_suites(tmp_path: Path, change: str, message: str) -> None:
 
 
 def test_a_suite_with_other_settings_gets_its_own_folder() -> None:
-    suite = read_suite("experiments/suites/eimf_ablation.yaml", ["suite=on_remi", "backbone=remi", "seeds=[3]"])
+    suite = read_suite("eimf_ablation", ["suite=on_remi", "backbone=remi", "seeds=[3]"])
     assert suite.folder.name == "demo-on_remi"
     assert {config.backbone.name for (config,) in suite.variants.values()} == {"remi"}
     assert suite.first.loss.name == "ihn"  # remi's own file lies below
@@ -188,5 +188,5 @@ def test_the_ready_suites_load() -> None:
 
 
 def test_a_wrong_shard_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "experiments/suites/interests.yaml", "--shard", "3/2"]) == 2
+    assert main(["compare", "interests", "--shard", "3/2"]) == 2
     assert "must be i/n" in capsys.readouterr().err
