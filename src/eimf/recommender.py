@@ -22,7 +22,7 @@ from eimf.config import Config, from_dict
 from eimf.data.sequences import leaf_categories
 from eimf.errors import ArtifactError, DataError
 from eimf.module import CHECKPOINT_KEY
-from eimf.retrieval import ItemIndex, merge, rerank_diverse
+from eimf.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
 from eimf.training import read_checkpoint
 
 __all__ = ["Recommendation", "Recommender", "load"]
@@ -94,9 +94,7 @@ class Recommender:
         """
         vectors = self.interests(history)[None]
         seen = self._seen(history) if filter_seen else None
-        extra = len(history) if filter_seen else 0
-        scores, items = self.index.search(vectors, (max(n, 50) if diversity else n) + extra)
-        found = merge(scores, items, items[0].numel() if diversity else n, seen)
+        found = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
         if diversity:
             found = rerank_diverse(found, self._categories, n, diversity)
         return self._named(found.items[0], found.scores[0], found.interest[0])
@@ -111,8 +109,7 @@ class Recommender:
         """
         vectors = self.interests(history)[:, None]  # every interest as a user of its own
         seen = self._seen(history).expand(len(vectors), -1) if filter_seen else None
-        scores, items = self.index.search(vectors, n + (len(history) if filter_seen else 0))
-        found = merge(scores, items, n, seen)
+        found = retrieve(self.index, vectors, n, seen)
         return [
             self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
             for k in range(len(vectors))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 NEVER = float("-inf")
 
+CONTROLLED_POOL = 50
+"""Candidates of each interest that controllable aggregation chooses from, at least."""
+
 
 class Retrieved(NamedTuple):
     """Ranked lists, best first. A list that runs out of items ends with item 0 and score -inf."""
@@ -123,12 +126,17 @@ def is_member(items: Int[Tensor, "B C"], group: Int[Tensor, "B S"]) -> Tensor:
 
 
 def retrieve(
-    index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, seen: Int[Tensor, "B S"] | None = None
+    index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, seen: Int[Tensor, "B S"] | None = None, pool: int = 0
 ) -> Retrieved:
-    """The n items with the largest inner product with any of a user's interests, seen ones left out if given."""
+    """The n items with the largest inner product with any of a user's interests, seen ones left out if given.
+
+    Args:
+        pool: more candidates of each interest than n, for `rerank_diverse`; if given, all candidates are returned,
+            not only the n best.
+    """
     extra = int((seen != 0).sum(dim=1).max()) if seen is not None and seen.numel() else 0
-    scores, items = index.search(interests, n + extra)
-    return merge(scores, items, n, seen)
+    scores, items = index.search(interests, max(n, pool) + extra)
+    return merge(scores, items, items[0].numel() if pool else n, seen)
 
 
 def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], n: int, weight: float) -> Retrieved:

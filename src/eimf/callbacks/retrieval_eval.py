@@ -26,10 +26,7 @@ from eimf.metrics import (
     interests_used,
 )
 from eimf.module import MultiInterestModel
-from eimf.retrieval import ItemIndex, Retrieved, merge, rerank_diverse, retrieve
-
-CONTROLLED_POOL = 50
-"""Candidates of each interest that controllable aggregation chooses from, at least."""
+from eimf.retrieval import CONTROLLED_POOL, ItemIndex, Retrieved, rerank_diverse, retrieve
 
 
 @dataclass(frozen=True)
@@ -164,15 +161,12 @@ class _Pass:
         held = self.holdout
         targets = self._slices(held.cut[row], held.end[row])
         seen = self._slices(held.start[row], held.cut[row]) if self.config.filter_seen else None
-        extra = int((seen != 0).sum(dim=1).max()) if seen is not None and seen.numel() else 0
-        pool = max(self.depth, CONTROLLED_POOL) if any(self.lambdas) else self.depth
-        scores, items = self.index.search(vectors, pool + extra)
-        ranked = merge(scores, items, self.depth, seen)
+        candidates = retrieve(self.index, vectors, self.depth, seen, CONTROLLED_POOL if any(self.lambdas) else 0)
+        ranked = Retrieved(*(part[:, : self.depth] for part in candidates))
         hits, n_targets = find_hits(ranked.items, targets)
         for metric in self.metrics.values():
             metric.update(hits.to(self.device), n_targets.to(self.device))
         if self.full:
-            candidates = merge(scores, items, items[0].numel(), seen) if any(self.lambdas) else None
             self._add_rest(vectors.detach().float().cpu(), row, ranked, candidates, hits, targets, n_targets, seen)
 
     def _add_rest(
@@ -180,7 +174,7 @@ class _Pass:
         vectors: Tensor,
         row: np.ndarray,
         ranked: Retrieved,
-        candidates: Retrieved | None,
+        candidates: Retrieved,
         hits: Tensor,
         targets: Tensor,
         n_targets: Tensor,
@@ -209,9 +203,7 @@ class _Pass:
             same = (ranked.items[:, :, None] == wanted.items[:, None, :]) & listed[:, :, None]
             self._mean(f"overlap_with_flat@{self.depth}", same.any(dim=2).double().mean(dim=1))
         for weight in self.lambdas:
-            chosen = (
-                rerank_diverse(candidates, self.categories, self.depth, weight) if candidates and weight else ranked
-            )
+            chosen = rerank_diverse(candidates, self.categories, self.depth, weight) if weight else ranked
             found, _ = find_hits(chosen.items, targets)
             for k in self.cutoffs:
                 self._mean(f"controlled/{weight}/recall@{k}", RANKING["recall"](found, n_targets, k))
