@@ -144,6 +144,7 @@ class LabelledDraw:
         supervision: labels, on the device of `items`.
         size: M, samples in a draw.
         only_after: see `Supervision.predictive`.
+        shown: whether to look up which interest each item of the history shows; else none is known.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class LabelledDraw:
         size: int,
         max_len: int,
         only_after: bool,
+        shown: bool = True,
     ) -> None:
         self.items, self.supervision, self.size, self.max_len = items, supervision, size, max_len
-        self.only_after = only_after
+        self.only_after, self.shown = only_after, shown
         rows = supervision.span_row.cpu().numpy()
         self._start, self._end = (torch.from_numpy(part[rows]).to(items.device) for part in (spans.start, spans.end))
         weight = supervision.weight.double().cpu()
@@ -176,14 +178,15 @@ class LabelledDraw:
         chance = torch.rand(self.size, generator=generator).to(self.items.device)
         start, end = self._start[row], self._end[row]
         at = start + 1 + (chance * (end - start - 1)).long()
+        history = gather_history(self.items, start, at, self.max_len)
         return LabelledSamples(
-            gather_history(self.items, start, at, self.max_len),
+            history,
             self.items[at],
             labels.user_idx[row],
             labels.vectors[row],
             labels.alignable(row, at),
             labels.predictive(row, at, self.items[at], self.only_after),
-            labels.shown_by(row, at, self.max_len),
+            labels.shown_by(row, at, self.max_len) if self.shown else torch.full_like(history, -1),
         )
 
 

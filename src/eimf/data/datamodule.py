@@ -61,6 +61,7 @@ class InteractionData(pl.LightningDataModule):
             size=eimf.samples_per_step,
             max_len=self.config.data.max_len,
             only_after=eimf.only_after,
+            shown=eimf.assignment_weight > 0,
         )
 
     def val_dataloader(self) -> HoldoutBatches:
