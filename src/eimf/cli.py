@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     from eimf.sweep_cli import add_sweep_command
 
     add_sweep_command(
-        commands.add_parser("sweep", help="search settings on validation users, at W&B or here"), _load_train
+        commands.add_parser("sweep", help="search settings on validation users, at W&B or here"), load_train
     )
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
@@ -118,7 +118,7 @@ def _load(options: argparse.Namespace) -> "Config":
     return load_for(dataset, backbone, settings)
 
 
-def _load_train(arguments: Sequence[str]) -> "Config":
+def load_train(arguments: Sequence[str]) -> "Config":
     """The configuration that `eimf train` has with these arguments."""
     try:
         options = _parser().parse_args(["train", *arguments])

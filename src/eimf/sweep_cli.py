@@ -101,10 +101,10 @@ def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
     for one in local.ranked():
         value = "" if one.objective is None else f"{one.objective:.4f}"
         shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in one.values]
-        row = [one.number, *shown, value, one.epochs, f"{one.minutes:.1f}", one.state, one.folder]
+        row = [one.number, *shown, value, one.epochs, f"{one.minutes:.1f}", one.state, os.path.relpath(one.folder or local.folder, local.folder)]
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-    say(f"written: {path}")
+    say(f"written: {path} (folders are relative to its own)")
     if failed := [one for one in local.ranked() if one.state == FAILED]:
         names_of_failed = "; ".join(f"trial {one.number} ({one.reason})" for one in failed)
         raise ArtifactError(
