@@ -101,7 +101,15 @@ def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
     for one in local.ranked():
         value = "" if one.objective is None else f"{one.objective:.4f}"
         shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in one.values]
-        row = [one.number, *shown, value, one.epochs, f"{one.minutes:.1f}", one.state, os.path.relpath(one.folder or local.folder, local.folder)]
+        row = [
+            one.number,
+            *shown,
+            value,
+            one.epochs,
+            f"{one.minutes:.1f}",
+            one.state,
+            os.path.relpath(one.folder or local.folder, local.folder),
+        ]
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
     say(f"written: {path} (folders are relative to its own)")

@@ -42,9 +42,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_grid_is_run_once_by_two_workers(
-    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_grid_is_run_once_by_two_workers(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", str(write(tmp_path / "pair.yaml")), *settings(data_root, tmp_path), "--offline", "--workers=2"]
     assert main(command) == 0
     folder = tmp_path / "sweep-pair"
@@ -91,9 +89,7 @@ def test_a_killed_sweep_goes_on(data_root: Path, tmp_path: Path) -> None:
     assert [row["epochs"] for row in found] == ["12"] * 2
 
 
-def test_failed_and_stopped_runs_are_named(
-    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_and_stopped_runs_are_named(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The encoder is looked up only when a run starts, so the check of the file lets it pass.
     parameters = {
         "text.item_init": {"values": ["text", "random"]},
