@@ -54,7 +54,7 @@ def create_sweep(sweep: Sweep) -> str:
 
     try:
         raw = {"name": sweep.name, **sweep.raw}
-        made = wandb.sweep(raw, project=sweep.raw.get("project", sweep.config.logger.project))
+        made = wandb.sweep(raw, raw.get("entity"), raw.get("project", sweep.config.logger.project))
     except Exception as error:  # wandb, requests and its own service have no common base class
         raise ConfigError(f"W&B: {_first_line(error)}. Without an account or network: --offline.") from None
     print(f"another agent, on any machine: eimf sweep --join {made}", flush=True)
