@@ -2,17 +2,18 @@
 DATASET ?= demo
 BACKBONE ?= comirec_sa
 SUITE ?= backbones
+SWEEP ?= demo_small
 ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare evaluate recommend test lint bench clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate recommend test lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
-	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) RUN=<run folder> ARGS="key=value ..."'
+	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) SWEEP=$(SWEEP) RUN=<run folder> ARGS="key=value ..."'
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,6 +42,12 @@ labels: .venv/.ready-llm ## ask an LLM about typical users of DATASET (DRY_RUN=1
 
 compare: .venv/.ready-llm ## run what is missing of SUITE on DATASET and compare (experiments/suites/SUITE.yaml)
 	$(BIN)/eimf compare $(SUITE) dataset=$(DATASET) $(ARGS)
+
+sweep: .venv/.ready-llm ## search settings by experiments/sweeps/SWEEP.yaml at W&B (OFFLINE=1: here, without it)
+	$(BIN)/eimf sweep experiments/sweeps/$(SWEEP).yaml $(if $(OFFLINE),--offline) $(ARGS)
+
+agent: .venv/.ready-llm ## join the sweep SWEEP_ID (entity/project/id) at W&B, on any machine
+	$(BIN)/eimf sweep --join $(SWEEP_ID) $(ARGS)
 
 evaluate: .venv/.ready ## evaluate the run folder RUN again
 	$(BIN)/eimf evaluate $(RUN) $(ARGS)

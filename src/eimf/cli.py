@@ -21,7 +21,12 @@ SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:  # argparse takes no positional arguments after an option: `eimf sweep FILE --offline optim.lr=0.002`
+        if not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest
     try:
         options.run(options)
     except EimfError as error:
@@ -76,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     add_compare_command(
         commands.add_parser("compare", help="run a suite of variants and seeds, and test which one is better")
     )
+    from eimf.sweep_cli import add_sweep_command
+
+    add_sweep_command(
+        commands.add_parser("sweep", help="search settings on validation users, at W&B or here"), load_train
+    )
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -106,6 +116,15 @@ def _load(options: argparse.Namespace) -> "Config":
         return load(files[0], settings)
     dataset, backbone = options.dataset or "demo", options.backbone or "comirec_sa"
     return load_for(dataset, backbone, settings)
+
+
+def load_train(arguments: Sequence[str]) -> "Config":
+    """The configuration that `eimf train` has with these arguments."""
+    try:
+        options = _parser().parse_args(["train", *arguments])
+    except SystemExit:
+        raise ConfigError(f"eimf train {' '.join(arguments)}: is not a command that it understands.") from None
+    return _load(options)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -5,7 +5,9 @@ experiment's YAML, `key=value` arguments. The result of a run is saved as `confi
 can be given back to `eimf train`. Each field below says its meaning, its unit and where its default is from.
 """
 
+import ast
 import difflib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -313,7 +315,9 @@ class LoggerConfig:
     """Where curves go besides `metrics.csv`."""
 
     wandb: Literal["auto", "disabled", "offline", "online"] = "auto"
-    """`auto`: online if WANDB_API_KEY is set, else offline."""
+    """`auto`: as WANDB_MODE says; else online in a sweep's agent or if WANDB_API_KEY is set; else offline."""
+    checkpoint: bool = False
+    """Whether the best checkpoint is kept at W&B, as an artifact."""
     project: str = "eimf"
     root: str = "lightning_logs"
     """Folder of run folders."""
@@ -404,7 +408,7 @@ def load(
             layers.append(read_yaml(found))
         elif section == "dataset" and "source" not in own.get(section, {}):
             raise ConfigError(
-                f"dataset.name: no experiments/datasets/{name}.yaml{_nearest(str(name), _names(folder))}. "
+                f"dataset.name: no experiments/datasets/{name}.yaml{nearest(str(name), _names(folder))}. "
                 "For your own data set dataset.source=table dataset.interactions=FILE, or write that YAML."
             )
     merged: dict[str, Any] = {}
@@ -426,7 +430,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     backbone_name = backbone_values.get("name", _DEFAULT_NAMES["backbone"])
     if backbone_name not in BACKBONES:
         raise ConfigError(
-            f"backbone.name: {backbone_name!r} is not a backbone{_nearest(str(backbone_name), list(BACKBONES))}; "
+            f"backbone.name: {backbone_name!r} is not a backbone{nearest(str(backbone_name), list(BACKBONES))}; "
             f"choose one of {', '.join(BACKBONES)}."
         )
     sections = {item.name: item for item in fields(Config)}
@@ -481,7 +485,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         choices = [str(p) for folder in experiments_folders() for p in sorted(folder.rglob("*.yaml"))]
-        raise ConfigError(f"{path}: no such experiment file{_nearest(str(path), choices)}.") from None
+        raise ConfigError(f"{path}: no such experiment file{nearest(str(path), choices)}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}.") from None
     except Exception as error:  # PyYAML and OmegaConf have no common base class
@@ -498,12 +502,23 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
         try:
-            layer = OmegaConf.to_container(OmegaConf.from_dotlist([text.removeprefix("--")]))
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([_from_python(text.removeprefix("--"))]))
         except Exception as error:
             raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
         assert isinstance(layer, dict)
         values = merge(values, named({str(key): value for key, value in layer.items()}))
     return values
+
+
+def _from_python(text: str) -> str:
+    """W&B's agents write values as Python does: None, and {'lr': 1e-05, 'x': None} for nested parameters."""
+    key, _, value = text.partition("=")
+    if value == "None" or value.startswith(("{", "[")):
+        try:
+            return f"{key}={json.dumps(ast.literal_eval(value))}"  # JSON is YAML too
+        except (ValueError, SyntaxError, TypeError):  # YAML's own, such as [recall, ndcg]
+            return text
+    return text
 
 
 def named(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -528,7 +543,8 @@ def _names(folder: str) -> list[str]:
     return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob("*.yaml")})
 
 
-def _nearest(word: str, choices: list[str]) -> str:
+def nearest(word: str, choices: list[str]) -> str:
+    """A hint at the choice that looks most like a word, or nothing."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -538,7 +554,7 @@ def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) 
         if key not in known:
             where = f"{path}.{key}" if path else key
             raise ConfigError(
-                f"{where}: no such key{_nearest(str(key), list(known))}; "
+                f"{where}: no such key{nearest(str(key), list(known))}; "
                 f"{path or 'the configuration'} has {', '.join(known)}."
             )
 

@@ -17,7 +17,10 @@ from eimf.config import Config, to_dict
 from eimf.semantics.labels import Label, read_labels, to_line
 
 PACKAGE = Path(__file__).resolve().parent
-NOT_COMPUTING = ("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "suite_cli.py", "tracking.py")
+NOT_COMPUTING = (
+    *("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "suite_cli.py", "tracking.py"),
+    *("sweep.py", "sweep_cli.py", "trials.py"),
+)
 """Modules that only plan, show or compare runs: a change in them makes no result out of date."""
 
 

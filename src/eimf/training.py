@@ -18,6 +18,7 @@ import polars as pl_frames
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from eimf import __version__
@@ -47,7 +48,7 @@ from eimf.semantics.supervision import (
 )
 from eimf.semantics.text import encode_items, encode_texts, principal_components
 from eimf.semantics.typical import user_vectors
-from eimf.tracking import wandb_logger
+from eimf.tracking import log_outcome, wandb_logger
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 RUN, RESULTS = "run.json", "results.json"
@@ -107,10 +108,9 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     if is_first_process():
         write_results(folder, results, config, prepared, costs(folder, trainer))
         for logger in trainer.loggers:
-            final = {
-                f"final/{part}/{key}": value for part, one in results.items() for key, value in one.summary.items()
-            }
-            logger.log_metrics(final)
+            assert isinstance(logger, WandbLogger)
+            summaries = {part: one.summary for part, one in results.items()}
+            log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None)
             logger.finalize("success")
     return Run(folder, results)
 
@@ -310,10 +310,15 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
     # After the settings have been accepted: a refused run should leave no trace at W&B.
-    logger = wandb_logger(config, folder) if folder is not None and is_first_process() else None
+    logger = wandb_logger(config, folder, _origin(folder)) if folder is not None and is_first_process() else None
     if logger is not None:
         trainer.loggers = [logger]
     return trainer
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run; empty for runs of before it was written."""
+    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
 
 
 def _devices(text: str) -> str | int | list[int]:
