@@ -111,7 +111,7 @@ def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
     prepared = prepare(config.dataset, config.data.root)
     labels = read_labels(config.label_source)
     matched = match_labels(labels, prepared, split(prepared.sequences, config.split).train)
-    assert (len(labels), matched.dropped) == (40, {})
+    assert (len(labels), matched.dropped) == (120, {})
     own = load_for("demo", "comirec_sa", ["eimf.enabled=true", "eimf.labels=own.db"])
     assert own.label_source == Path("own.db")
 
