@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     add_compare_command(
         commands.add_parser("compare", help="run a suite of variants and seeds, and test which one is better")
     )
+    report = command("report", _report, "write one HTML page about a run or a suite")
+    report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
+    report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -142,6 +145,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     results, config = evaluate_run(options.run_folder, options.overrides, _say)
     print_results(results, f"{config.run_name}, {config.split.kind} split, index {config.eval.index}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from eimf.report import build_report
+
+    _say(f"written: {build_report(options.folder, options.to)}")
 
 
 def _recommend(options: argparse.Namespace) -> None:
