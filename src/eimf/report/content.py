@@ -56,7 +56,7 @@ def _run(folder: Path) -> list[Section]:
         raise ArtifactError(f"{folder}: was made from data {results['data_digest'][:12]}, not {prepared.digest[:12]}.")
     parts = split(prepared.sequences, config.split)
     held = parts.test if part == "test" else parts.validation
-    shown = [name for name in results[part] if name.startswith("recall@")][0]
+    shown = next(name for name in results[part] if name.startswith("recall@"))
     summary = results[part]
     answer = (
         f"{config.backbone.name} on {config.dataset.name} ({config.split.kind} split, seed {config.seed}) finds "

@@ -12,7 +12,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 MARKERS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
 INK = "#123456"  # replaced by currentColor
 STYLE = {
-    **{name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "eimf",  # the same page every time
     "text.parse_math": False,  # a dollar sign in a title is a dollar sign
