@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     add_sweep_command(
         commands.add_parser("sweep", help="search settings on validation users, at W&B or here"), load_train
     )
+    report = command("report", _report, "write one HTML page about a run or a suite")
+    report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
+    report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -161,6 +164,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     results, config = evaluate_run(options.run_folder, options.overrides, _say)
     print_results(results, f"{config.run_name}, {config.split.kind} split, index {config.eval.index}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from eimf.report import build_report
+
+    _say(f"written: {build_report(options.folder, options.to)}")
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -1,0 +1,78 @@
+"""Charts as inline SVG: text stays text, and ink takes the page's colour, so that dark pages need no second chart."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, readable on both themes
+MARKERS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
+INK = "#123456"  # replaced by currentColor
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "eimf",  # the same page every time
+    "text.parse_math": False,  # a dollar sign in a title is a dollar sign
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def draw(paint: Callable[[Axes], None], height: float = 3.6) -> str:
+    """An SVG element."""
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        paint(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace(INK, "currentColor")
+
+
+def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
+    """One line for each name."""
+
+    def paint(axes: Axes) -> None:
+        for n, (name, (xs, ys)) in enumerate(curves.items()):
+            axes.plot(
+                xs, ys, label=name, markersize=4, color=COLOURS[n % 6], marker=MARKERS[n % 6], linestyle=DASHES[n % 4]
+            )
+        axes.set(xlabel=x, ylabel=y)
+        axes.legend(labelcolor=INK)
+
+    return draw(paint)
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float]], x: str) -> str:
+    """A point with its interval for each name; the line is zero."""
+
+    def paint(axes: Axes) -> None:
+        for n, (_, mid, low, high) in enumerate(rows):
+            axes.plot([low, high], [n, n], color=COLOURS[0])
+            axes.plot([mid], [n], "o", color=COLOURS[0])
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(x)
+
+    return draw(paint, 1.2 + 0.3 * len(rows))
+
+
+def points(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], large: str) -> str:
+    """A scatter; the group `large` is drawn on top with stars."""
+
+    def paint(axes: Axes) -> None:
+        for n, (name, (xs, ys)) in enumerate(groups.items()):
+            if name == large:
+                axes.scatter(xs, ys, s=90, marker="*", color=INK, label=name)
+            else:
+                axes.scatter(xs, ys, s=9, marker=MARKERS[n % 6], color=COLOURS[n % 6], alpha=0.7, label=name)
+        axes.set(xlabel="first principal component", ylabel="second principal component")
+        axes.legend(labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return draw(paint, 4.4)
