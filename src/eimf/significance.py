@@ -63,8 +63,9 @@ def paired_t_test(variant: Float[ndarray, " S"], baseline: Float[ndarray, " S"])
     difference = variant - baseline
     if len(difference) < 2:
         return float("nan")
-    if np.ptp(difference) == 0:  # without spread the test is undefined
-        return 1.0 if difference[0] == 0 else 0.0
+    scale = max(np.abs(variant).max(), np.abs(baseline).max())
+    if np.ptp(difference) <= 1e-12 * scale:  # without spread, but for rounding, the test is undefined
+        return 1.0 if abs(difference[0]) <= 1e-12 * scale else 0.0
     return float(stats.ttest_rel(variant, baseline)[1])
 
 
