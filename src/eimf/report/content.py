@@ -21,7 +21,7 @@ from eimf.report.page import Section, render
 from eimf.training import group_held_out, read_results
 
 USE = ("interest_cosine", "interests_used", "hit_share")
-LEVELS = {level: n for n, level in enumerate(("head", "torso", "tail", "near", "far"))}
+LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")
 
 
 def build_report(folder: Path, to: Path | None = None) -> Path:
@@ -43,6 +43,11 @@ def build_report(folder: Path, to: Path | None = None) -> Path:
         raise ArtifactError(f"{folder}: is damaged ({type(error).__name__}: {str(error)[:120]}); run again.") from None
     write_text_atomic(to, page)
     return to
+
+
+def _place(level: str) -> int:
+    """Where a level stands in its group's order; those of no name are between the lowest and the highest."""
+    return next((n for n, start in enumerate(LEVELS) if level.startswith(start)), 2)
 
 
 def _number(value: Any) -> str:
@@ -69,7 +74,10 @@ def _run(folder: Path) -> list[Section]:
         (key, *(_number(results.get(p, {}).get(key)) for p in ("val", "test")), _number(summary.get(f"untied/{key}")))
         for key in keys
     )
-    sections = [Section("Result", (answer,), ("metric", "val", "test", f"{part}, untied"), rows)]
+    head = ("metric", "val", "test", f"{part}, untied")
+    if not any(row[-1] for row in rows):
+        rows, head = tuple(row[:-1] for row in rows), head[:-1]
+    sections = [Section("Result", (answer,), head, rows)]
     sections.append(Section("Learning curves", charts=_curves(folder)))
     name, k = shown.split("@")
     values = pl.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
@@ -78,7 +86,7 @@ def _run(folder: Path) -> list[Section]:
         groups.join(values.with_columns(pl.col("user_idx").cast(pl.Int32)), on="user_idx")
         .group_by("group", "level")
         .agg(pl.len().alias("users"), pl.col("value").mean())
-        .sort("group", pl.col("level").replace_strict(LEVELS, default=None), "level", nulls_last=True)
+        .sort("group", pl.col("level").map_elements(_place, pl.Int64))
     )
     found = tuple((g, lvl, n, _number(value)) for g, lvl, n, value in table.iter_rows())
     sections.append(Section("Groups of users", head=("group", "level", "users", shown), rows=found))
@@ -94,7 +102,8 @@ def _run(folder: Path) -> list[Section]:
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
     sections += _model_sections(folder, prepared, held)
     costs = tuple((key.replace("_", " "), _number(value)) for key, value in results.get("costs", {}).items())
-    sections.append(Section("Costs", head=("what", "value"), rows=costs))
+    if costs:
+        sections.append(Section("Costs", head=("what", "value"), rows=costs))
     origin = (folder / "run.json").read_text() if (folder / "run.json").is_file() else "no run.json\n"
     code = f"eimf train {folder}/config.yaml\n\n{origin}\n{(folder / 'config.yaml').read_text()}"
     return [*sections, Section("Repeat it", code=code)]
@@ -103,7 +112,7 @@ def _run(folder: Path) -> list[Section]:
 def _trade_off(curve: list[dict[str, float]], shown: str) -> Section:
     """Accuracy against diversity over the weights of the controllable aggregation."""
     wider = shown.replace("recall", "diversity")
-    line = {"lambda from 0 (right) upwards": ([one[wider] for one in curve], [one[shown] for one in curve])}
+    line = {"lambda, rising from left to right": ([one[wider] for one in curve], [one[shown] for one in curve])}
     rows = tuple(
         (f"{one['lambda']:g}", *(_number(value) for name, value in one.items() if name != "lambda")) for one in curve
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, readable on both themes
 MARKERS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
@@ -43,6 +44,7 @@ def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
                 xs, ys, label=name, markersize=4, color=COLOURS[n % 6], marker=MARKERS[n % 6], linestyle=DASHES[n % 4]
             )
         axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=x == "epoch"))
         axes.legend(labelcolor=INK)
 
     return draw(paint)

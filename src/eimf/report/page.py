@@ -20,6 +20,7 @@ TEMPLATE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--rule:#d0d7de}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--rule:#30363d}}
+h1{overflow-wrap:anywhere}
 body{color:var(--ink);background:var(--paper);font:16px/1.5 system-ui,sans-serif;
 max-width:52rem;margin:auto;padding:1rem}
 svg{max-width:100%;height:auto;display:block}.wide{overflow-x:auto}pre{overflow-x:auto;font-size:.8rem}
