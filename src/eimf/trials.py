@@ -110,7 +110,7 @@ class LocalSweep:
             try:
                 while waiting or active:
                     while waiting and len(active) < workers:
-                        active.append(self._start(waiting.pop(0), goal))
+                        active.append(self._start(waiting.pop(0), goal, workers))
                     time.sleep(POLL_S)
                     active = [one for one in active if not self._look_at(one, active)]
             finally:  # Ctrl-C, or an error of ours: the runs are left so that they can be continued
@@ -128,7 +128,7 @@ class LocalSweep:
                 raise ArtifactError(f"{self.folder}: another process runs this sweep; wait for it or end it.") from None
             yield
 
-    def _start(self, number: int, goal: int) -> _Active:
+    def _start(self, number: int, goal: int, workers: int) -> _Active:
         sweep, home = self.sweep, self.folder / f"trial-{number:04d}"
         trial = self.trials.get(number)
         if trial is None:
@@ -152,6 +152,8 @@ class LocalSweep:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches it through us
+                # Runs beside each other share the cores; threads that wait for each other would waste them.
+                env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
             )
         trial = replace(trial, state=RUNNING, reason="", pid=process.pid)
         self._keep(trial)

@@ -89,7 +89,10 @@ def test_a_killed_sweep_goes_on(data_root: Path, tmp_path: Path) -> None:
     assert [row["epochs"] for row in found] == ["12"] * 2
 
 
-def test_failed_and_stopped_runs_are_named(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_and_stopped_runs_are_named(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else the hub is asked for a minute
     # The encoder is looked up only when a run starts, so the check of the file lets it pass.
     parameters = {
         "text.item_init": {"values": ["text", "random"]},
