@@ -98,14 +98,21 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
 def serve(behave: Callable[[int, dict[str, Any]], Answer]) -> Iterator[FaultServer]:
     """Run a fault server while the block runs."""
     state = FaultServer(behave)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    with listen(_handler(state)) as address:
+        state.url = f"{address}/v1"
+        yield state
+
+
+@contextmanager
+def listen(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port of this machine while the block runs; gives the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield state
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

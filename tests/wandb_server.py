@@ -6,11 +6,12 @@ itself can only log offline.
 
 import gzip
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.fault_server import listen
 
 
 class WandbServer:
@@ -81,13 +82,6 @@ def wandb_server(runs: Sequence[dict[str, Any]]) -> Iterator[WandbServer]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listen(Handler) as address:
+        state.address = address
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
