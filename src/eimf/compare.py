@@ -1,12 +1,13 @@
 """Compares the variants of a suite: means over seeds, lifts, paired tests; as terminal table, CSV, Markdown, LaTeX."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 from rich.table import Table
 from rich.text import Text
 
@@ -100,20 +101,10 @@ def compare(
     """
     said = {variant: {seed: read_results(path) for seed, path in found.items()} for variant, found in runs.items()}
     part = "test" if all("test" in one for found in said.values() for one in found.values()) else "val"
-    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
-    first = next(iter(users[baseline].values()))["user_idx"]
-    for variant, found in users.items():
-        for seed, values in found.items():
-            if not values["user_idx"].equals(first):
-                raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
+    users = _read_all(runs, baseline, part)
     tests: dict[tuple[str, str], tuple[Difference, float]] = {}
-    for variant in runs:
-        shared = [seed for seed in users[variant] if seed in users[baseline]]
-        if variant == baseline or not shared:
-            continue
-        for metric in metrics:
-            ours = np.stack([users[variant][seed][metric].to_numpy() for seed in shared])
-            base = np.stack([users[baseline][seed][metric].to_numpy() for seed in shared])
+    for metric in metrics:
+        for variant, ours, base in _pairs(users, baseline, metric):
             tests[variant, metric] = (compare_paired(ours, base, resamples), float(base.mean()))
     p = holm(np.array([test.p_bootstrap for test, _ in tests.values()]))
     p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
@@ -133,6 +124,33 @@ def compare(
     costs = {variant: _mean_costs(list(found.values())) for variant, found in said.items()}
     folders = {variant: {seed: str(path) for seed, path in found.items()} for variant, found in runs.items()}
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
+
+
+Users = dict[str, dict[int, dict[str, pl.Series]]]
+"""Variant -> seed -> what `read_users` gives."""
+
+
+def _read_all(runs: Mapping[str, Mapping[int, Path]], baseline: str, part: str) -> Users:
+    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    first = next(iter(users[baseline].values()))["user_idx"]
+    for variant, found in users.items():
+        for seed, values in found.items():
+            if not values["user_idx"].equals(first):
+                raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
+    return users
+
+
+def _pairs(
+    users: Users, baseline: str, metric: str
+) -> Iterator[tuple[str, Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]]]:
+    """Each other variant with its values and the baseline's, over the seeds that both have."""
+    for variant, found in users.items():
+        shared = [seed for seed in found if seed in users[baseline]]
+        if variant != baseline and shared:
+            ours, base = (
+                np.stack([one[seed][metric].to_numpy() for seed in shared]) for one in (found, users[baseline])
+            )
+            yield variant, ours, base
 
 
 @dataclass(frozen=True)
@@ -167,18 +185,16 @@ def compare_groups(
     Raises:
         ArtifactError: a run cannot be read.
     """
-    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    users = _read_all(runs, baseline, part)
     order = next(iter(users[baseline].values()))["user_idx"]
     lifts = []
     for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
         inside = order.is_in(members["user_idx"].implode()).to_numpy()
-        for variant, found in users.items():
-            shared = [seed for seed in found if seed in users[baseline]]
-            if variant == baseline or not shared or not inside.any():
-                continue
-            ours = np.stack([found[seed][metric].to_numpy()[inside] for seed in shared])
-            base = np.stack([users[baseline][seed][metric].to_numpy()[inside] for seed in shared])
-            test, mean = compare_paired(ours, base, resamples), float(base.mean())
+        if not inside.any():
+            continue
+        for variant, ours, base in _pairs(users, baseline, metric):
+            test = compare_paired(ours[:, inside], base[:, inside], resamples)
+            mean = float(base[:, inside].mean())
             ratio = [value / mean if mean else float("nan") for value in (test.mean, test.low, test.high)]
             lifts.append(GroupLift(variant, str(group), str(level), int(inside.sum()), mean, *ratio))
     return lifts

@@ -323,6 +323,10 @@ class LoggerConfig:
     """Folder of run folders."""
 
 
+RANKED_BY = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr")
+"""Ranking metrics, as `eimf.metrics.RANKING` has them."""
+
+
 @dataclass(frozen=True)
 class Config:
     """One experiment."""
@@ -349,6 +353,11 @@ class Config:
     def cutoffs(self) -> tuple[int, ...]:
         """Metric cut-offs in ascending order."""
         return tuple(sorted(set(self.eval.cutoffs))) or ((10, 20) if self.split.kind == "loo" else (20, 50))
+
+    @property
+    def metric_keys(self) -> list[str]:
+        """Keys of the ranking metrics that a run computes, such as `recall@50`."""
+        return [f"{kind}@{k}" for kind in RANKED_BY for k in self.cutoffs]
 
     @property
     def monitor(self) -> str:
@@ -617,12 +626,10 @@ def _check_across(config: Config) -> None:
         raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
     if any(k < 1 for k in config.eval.cutoffs):
         raise ConfigError(f"eval.cutoffs: each must be at least 1, are {list(config.eval.cutoffs)}.")
-    metric, _, cutoff = config.monitor.removeprefix("val/").partition("@")
-    known = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr")
-    if metric not in known or not cutoff.isdigit() or int(cutoff) not in config.cutoffs:
+    if config.monitor.removeprefix("val/") not in config.metric_keys:
         raise ConfigError(
             f"eval.monitor: {config.monitor.removeprefix('val/')!r} is not computed; it is one of "
-            f"{', '.join(known)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
+            f"{', '.join(RANKED_BY)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
         )
     if config.optim.name == "rowwise" and config.loss.name in ("full_softmax",):
         raise ConfigError(

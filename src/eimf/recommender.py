@@ -17,13 +17,13 @@ from typing import NamedTuple
 import polars as pl
 import torch
 
-from eimf.backbones import BACKBONES, Backbone
-from eimf.config import Config, from_dict
+from eimf.backbones import Backbone
+from eimf.config import Config
 from eimf.data.sequences import leaf_categories
 from eimf.errors import ArtifactError, DataError
 from eimf.module import CHECKPOINT_KEY
 from eimf.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.training import read_checkpoint
+from eimf.training import read_checkpoint, restore_backbone
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -134,7 +134,6 @@ def load(run: str | PathLike[str]) -> Recommender:
     folder = Path(run)
     checkpoint = read_checkpoint(folder)
     origin = checkpoint[CHECKPOINT_KEY]
-    config = from_dict(origin["config"])
     if not (folder / "items.parquet").is_file():
         raise ArtifactError(f"{folder}: no items.parquet; give the whole folder of a run.")
     items = pl.read_parquet(folder / "items.parquet")
@@ -143,16 +142,5 @@ def load(run: str | PathLike[str]) -> Recommender:
             f"{folder}/items.parquet: has {len(items)} items, the checkpoint {origin['n_items']}; they are of "
             "different runs. Train again."
         )
-    backbone = BACKBONES[config.backbone.name].build(config.backbone, len(items), config.data.max_len)
-    state = {
-        name.removeprefix("backbone."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("backbone.")
-    }
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
-        ) from None
+    backbone, config = restore_backbone(checkpoint, folder)
     return Recommender(backbone, config, items)

@@ -4,7 +4,6 @@ A run that exists already, with equal configuration, data, labels and code, is u
 is continued. So a suite can be stopped at any time, and grow by variants or seeds, at no cost.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,14 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eimf.artifacts import write_text_atomic
 from eimf.config import Config, find_experiment, load_for, merge, named, read_yaml, to_yaml
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
 from eimf.provenance import code_digest, label_digest, run_key
-from eimf.training import LAST, RESULTS, RUN
+from eimf.training import LAST, RESULTS, RUN, read_run
 
 Say = Callable[[str], None]
 KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
@@ -51,16 +50,32 @@ class Suite:
         return self.variants[self.baseline][0]
 
 
+class Found(NamedTuple):
+    """A run that exists."""
+
+    folder: Path
+    key: str
+    """See `eimf.provenance.run_key`."""
+    this_code: bool
+    """Whether the code as it is now made it."""
+    state: str
+    """`finished` or `interrupted`."""
+    time: float
+    """When it began, in unix seconds."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """One run of a suite, and what of it exists."""
 
     variant: str
     config: Config
-    state: str
-    """`finished`, `interrupted` or `missing`."""
-    run: Path | None
-    """Its folder, unless it is missing."""
+    found: Found | None
+
+    @property
+    def state(self) -> str:
+        """`finished`, `interrupted` or `missing`."""
+        return self.found.state if self.found else MISSING
 
     @property
     def title(self) -> str:
@@ -118,9 +133,10 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
                 "user by user, so give a suite for each."
             )
     metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
-    known = {f"{kind}@{k}" for kind in ("recall", "hr", "ndcg", "ndcg_comirec", "mrr") for k in first.cutoffs}
-    if wrong := [metric for metric in metrics if metric not in known]:
-        raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
+    if wrong := [metric for metric in metrics if metric not in first.metric_keys]:
+        raise ConfigError(
+            f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(first.metric_keys))}."
+        )
     return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, made)
 
 
@@ -177,33 +193,29 @@ def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned
                 labels[config.label_source] = label_digest(config)
             digest = labels[config.label_source] if config.eimf.enabled else ""
             key = run_key(config, prepared.digest, digest)
-            found = [one for one in runs if one[1] == key and (any_code or one[2] == code_digest())]
+            found = [one for one in runs if one.key == key and (any_code or one.this_code)]
             # A finished run before an interrupted one, this code's before another's, the newest first.
-            found.sort(key=lambda one: (one[3] == FINISHED, one[2] == code_digest(), one[4]), reverse=True)
-            state, run = (found[0][3], found[0][0]) if found else (MISSING, None)
-            planned.append(Planned(variant, config, state, run))
+            best = max(found, key=lambda one: (one.state == FINISHED, one.this_code, one.time), default=None)
+            planned.append(Planned(variant, config, best))
     return planned
 
 
-def find_runs(root: Path) -> list[tuple[Path, str, str, str, float]]:
-    """Folder, key, code, state and time of the finished and resumable runs below a folder."""
+def find_runs(root: Path) -> list[Found]:
+    """The finished and resumable runs below a folder."""
     runs = []
     for path in sorted(root.rglob(RUN)):
         folder = path.parent
-        state = FINISHED if (folder / RESULTS).is_file() else RESUMABLE if (folder / LAST).is_file() else MISSING
-        if state == MISSING:
+        finished, resumable = (folder / RESULTS).is_file(), (folder / LAST).is_file()
+        if not finished and not resumable:
             continue
         try:
-            said = json.loads(path.read_text())
-            runs.append((folder, said["key"], said["code"], state, path.stat().st_mtime))
+            said = read_run(folder)
+            made_here = said["code"] == code_digest()
+            state = FINISHED if finished else RESUMABLE
+            runs.append(Found(folder, said["key"], made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or half written: then the run is made again
     return runs
-
-
-def read_code(folder: Path) -> str:
-    """Digest of the code that made a run."""
-    return str(json.loads((folder / RUN).read_text()).get("code", ""))
 
 
 def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> list[str]:
@@ -214,8 +226,8 @@ def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> lis
     failed, spent = [], []
     for number, one in enumerate(left, start=1):
         log = logs / f"{one.config.experiment}.log"
-        if one.run is not None:
-            arguments = ["--resume", str(one.run)]
+        if one.found is not None:
+            arguments = ["--resume", str(one.found.folder)]
         else:
             file = logs / f"{one.config.experiment}.yaml"
             quiet = replace(one.config, trainer=replace(one.config.trainer, progress=False))
@@ -246,8 +258,8 @@ def finished_runs(suite: Suite, planned: Sequence[Planned]) -> dict[str, dict[in
     """
     runs: dict[str, dict[int, Path]] = {variant: {} for variant in suite.variants}
     for one in planned:
-        if one.state == FINISHED and one.run is not None:
-            runs[one.variant][one.config.seed] = one.run
+        if one.found is not None and one.state == FINISHED:
+            runs[one.variant][one.config.seed] = one.found.folder
     if not runs[suite.baseline]:
         raise ArtifactError(f"{suite.name}: no finished run of the baseline {suite.baseline!r} yet; run the suite.")
     return {variant: found for variant, found in runs.items() if found}

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def _compare(options: argparse.Namespace) -> None:
     from eimf.compare import compare, sentences, to_rich, write_comparison
     from eimf.suite import FINISHED, finished_runs, plan, read_suite, run_suite
 
-    say: Callable[[str], None] = lambda text: print(text, flush=True)  # noqa: E731
+    say = partial(print, flush=True)
     index, shards = _shard(options.shard)
     suite = read_suite(options.suite, options.overrides)
     planned = plan(suite, options.any_code, say)
@@ -75,16 +76,14 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _show_plan(console: Console, planned: "list[Planned]") -> None:
-    from eimf.provenance import code_digest
-    from eimf.suite import FINISHED, read_code
+    from eimf.suite import FINISHED
 
     table = Table(title=f"{len(planned)} runs", title_justify="left")
     for column in ("variant", "seed", "state", "folder"):
         table.add_column(column)
     for one in planned:
-        other = one.state == FINISHED and one.run is not None and read_code(one.run) != code_digest()
-        state = one.state + (", other code" if other else "")
-        table.add_row(one.variant, str(one.config.seed), state, str(one.run or ""))
+        state = one.state + (", other code" if one.found and one.state == FINISHED and not one.found.this_code else "")
+        table.add_row(one.variant, str(one.config.seed), state, str(one.found.folder if one.found else ""))
     console.print(table)
 
 
@@ -96,9 +95,14 @@ def _show_groups(
 
     from eimf.artifacts import write_text_atomic
     from eimf.compare import compare_groups
+    from eimf.data.datamodule import InteractionData
+    from eimf.data.sequences import prepare
     from eimf.training import group_held_out
 
-    groups = group_held_out([configs[0] for configs in suite.variants.values()], found.part, say)
+    configs = [configs[0] for configs in suite.variants.values()]
+    config = next((one for one in configs if one.eimf.enabled), suite.first)  # whose labels users are near to
+    data = InteractionData(prepare(config.dataset, config.data.root, say), config)
+    groups = group_held_out(data, found.part, say)
     lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
     table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
     for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):

@@ -74,12 +74,15 @@ class Parameter:
             return tuple(_tidy(step * self.q) for step in range(first, last + 1))
         return self.values
 
+    def index(self, u: float) -> int:
+        """Which of `values` a share u in [0, 1] falls on."""
+        return min(int(np.searchsorted(np.cumsum(self.shares), u, side="right")), len(self.values) - 1)
+
     def at(self, u: float) -> Any:
         """The value below which a share u in [0, 1] of the distribution lies."""
         kind = self.distribution.removeprefix("q_")
         if self.values:
-            index = int(np.searchsorted(np.cumsum(self.shares), u, side="right"))
-            return self.values[min(index, len(self.values) - 1)]
+            return self.values[self.index(u)]
         if kind == "int_uniform":
             return int(min(self.low + math.floor(u * (self.high - self.low + 1)), self.high))
         if "normal" in kind:
@@ -274,7 +277,7 @@ def _check_settings(path: Path, fixed: Sequence[str], parameters: Sequence[Param
 
 
 def _metric(value: Any, config: Config, path: Path) -> str:
-    known = [f"val/{kind}@{k}" for kind in ("recall", "hr", "ndcg", "ndcg_comirec", "mrr") for k in config.cutoffs]
+    known = [f"val/{key}" for key in config.metric_keys]
     name = value.get("name") if isinstance(value, Mapping) else None
     if name not in known:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -85,9 +86,7 @@ def _first_line(error: Exception) -> str:
 def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
     from eimf.trials import FAILED, LocalSweep
 
-    def say(text: str) -> None:
-        print(text, flush=True)
-
+    say = partial(print, flush=True)
     local = LocalSweep(sweep, options.seed, say)
     try:
         local.run(options.workers, options.runs, options.retry)

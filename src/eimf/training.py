@@ -1,6 +1,5 @@
 """One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
 
-import csv
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from eimf import __version__
 from eimf.alignment import ExplicitInterests
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.backbones import BACKBONES, Backbone
-from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress, RetrievalEval
+from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress, RetrievalEval, read_curves
 from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
@@ -78,17 +77,18 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     """
     quiet_lightning()
     prepared = prepared or prepare(config.dataset, config.data.root, say)
+    labels = label_digest(config)
     folder = resume or _new_run_folder(config)
     if resume is None and is_first_process():
         write_text_atomic(folder / "config.yaml", to_yaml(config))
-        write_json_atomic(folder / RUN, describe_run(config, prepared.digest, label_digest(config)))
+        write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
         prepared.items.write_parquet(folder / "items.parquet")
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
     report_users(data, say)
     if config.eimf.enabled:
         data.supervision = load_supervision(config, data, say)
-    model = build_model(config, data, train=True)
+    model = build_model(config, data, train=True, labels=labels)
     evaluation = RetrievalEval(config.eval, config.cutoffs)
     trainer = build_trainer(config, folder, evaluation)
     if model.backbone.trainable and config.trainer.max_epochs > 0:
@@ -154,33 +154,30 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
     return shuffled(made, config.seed) if config.eimf.shuffle else made
 
 
-def group_held_out(configs: Sequence[Config], part: str, say: Say) -> pl_frames.DataFrame:
-    """Groups of the held-out users that runs of one data set and split are compared on (see `eimf.groups`).
+def group_held_out(data: InteractionData, part: str, say: Say) -> pl_frames.DataFrame:
+    """Groups of held-out users (see `eimf.groups`); nearness to labelled ones where `eimf.enabled`.
 
     Args:
-        configs: of the variants; labels and text vectors are those of the first one that has explicit interests.
         part: `test` or `val`.
     """
-    config = next((one for one in configs if one.eimf.enabled), configs[0])
-    prepared = prepare(config.dataset, config.data.root, say)
-    data = InteractionData(prepared, config)
+    config, sequences = data.config, data.prepared.sequences
     held = data.split.test if part == "test" else data.split.validation
     distance = None
     if config.eimf.enabled:
-        titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+        titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
         supervision = load_supervision(replace(config, eimf=replace(config.eimf, propagate=False)), data, say)
-        contexts = Spans(held.user_idx, held.start, held.cut)
-        trained = user_vectors(prepared.sequences, data.split.train, titles)
-        near = user_vectors(prepared.sequences, contexts, titles)
+        trained = user_vectors(sequences, data.split.train, titles)
+        near = user_vectors(sequences, Spans(held.user_idx, held.start, held.cut), titles)
         distance = distance_to_labelled(near, trained[supervision.span_row.numpy()])
-    return group_users(prepared.sequences, held, data.item_counts.numpy(), distance)
+    return group_users(sequences, held, data.item_counts.numpy(), distance)
 
 
-def build_model(config: Config, data: InteractionData, train: bool = False) -> MultiInterestModel:
+def build_model(config: Config, data: InteractionData, train: bool = False, labels: str = "") -> MultiInterestModel:
     """Backbone, loss and optimiser of a configuration, with seeded initial weights.
 
     Args:
         train: also what only training needs: the item table's start from text, and EIMF's head.
+        labels: digest of the labels, for the checkpoint.
     """
     torch.manual_seed(config.seed)
     backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
@@ -208,7 +205,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
     origin = {
         "config": to_dict(config),
         "data_digest": data.prepared.digest,
-        "label_digest": label_digest(config) if train else "",
+        "label_digest": labels,
         "n_items": data.prepared.n_items,
         "package_version": __version__,
     }
@@ -310,15 +307,10 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
     # After the settings have been accepted: a refused run should leave no trace at W&B.
-    logger = wandb_logger(config, folder, _origin(folder)) if folder is not None and is_first_process() else None
+    logger = wandb_logger(config, folder, read_run(folder)) if folder is not None and is_first_process() else None
     if logger is not None:
         trainer.loggers = [logger]
     return trainer
-
-
-def _origin(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run; empty for runs of before it was written."""
-    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
 
 
 def _devices(text: str) -> str | int | list[int]:
@@ -379,10 +371,27 @@ def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
     """
     checkpoint = read_checkpoint(folder)
     check_data(checkpoint, prepared, folder)
-    config = from_dict(checkpoint[CHECKPOINT_KEY]["config"])
-    model = build_model(config, InteractionData(prepared, config))
-    load_weights(model, folder / BEST)
-    return model.backbone.eval(), config
+    return restore_backbone(checkpoint, folder)
+
+
+def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone, Config]:
+    """The backbone alone of a checkpoint, for evaluation, and the configuration that it was trained with.
+
+    Raises:
+        ArtifactError: the weights do not fit the configuration.
+    """
+    origin, prefix = checkpoint[CHECKPOINT_KEY], "backbone."
+    config = from_dict(origin["config"])
+    backbone = BACKBONES[config.backbone.name].build(config.backbone, origin["n_items"], config.data.max_len)
+    weights = checkpoint["state_dict"].items()
+    state = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
+        ) from None
+    return backbone.eval(), config
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -433,7 +442,7 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
 
 def costs(folder: Path, trainer: pl.Trainer) -> dict[str, float]:
     """What the run took: epochs, median seconds of an epoch (validation included), peak memory of the process."""
-    seconds = read_seconds(folder / "metrics.csv")
+    seconds = [row["seconds"] for row in read_curves(folder / "metrics.csv")]
     # ru_maxrss is in KiB on Linux, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     found = {"epochs": float(len(seconds)), "peak_memory_gib": peak / 2**30}
@@ -467,12 +476,9 @@ def write_results(
     )
 
 
-def read_seconds(path: Path) -> list[float]:
-    """Seconds of each epoch, from `metrics.csv`; empty where nothing was trained."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [float(row["seconds"]) for row in csv.DictReader(file)]
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run; empty for runs of before it was written."""
+    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from eimf.artifacts import sha256_json, write_json_atomic
+from eimf.callbacks import read_curves
 from eimf.errors import ArtifactError, ConfigError
 from eimf.sweep import Parameter, Sweep, arguments_of
 
@@ -253,7 +254,7 @@ def propose(sweep: Sweep, number: int, trials: Sequence[Trial], seed: int) -> li
         if one.state == FAILED:
             continue
         point = {
-            parameter.name: _index(parameter, share) if parameter.values else share
+            parameter.name: parameter.index(share) if parameter.values else share
             for parameter, share in zip(sweep.parameters, one.point, strict=True)
         }
         value = worst if one.objective is None else one.objective
@@ -275,10 +276,6 @@ def _space(parameter: Parameter) -> Any:
     return optuna.distributions.FloatDistribution(0.0, 1.0)
 
 
-def _index(parameter: Parameter, share: float) -> int:
-    return min(int(np.searchsorted(np.cumsum(parameter.shares), share, side="right")), len(parameter.values) - 1)
-
-
 def _values(sweep: Sweep, number: int, point: Sequence[float]) -> list[Any]:
     if sweep.method == "grid":
         return list(sweep.grid[number])
@@ -287,15 +284,9 @@ def _values(sweep: Sweep, number: int, point: Sequence[float]) -> list[Any]:
 
 def read_curve(folder: Path | None, metric: str) -> tuple[list[float], float]:
     """A metric's values, epoch by epoch, and the seconds that the epochs took; empty before the first."""
-    if folder is None:
-        return [], 0.0
-    try:
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return [], 0.0
-    values = [float(row[metric]) for row in rows if row.get(metric)]
-    return [value for value in values if math.isfinite(value)], sum(float(row["seconds"]) for row in rows)
+    rows = read_curves(folder / "metrics.csv") if folder is not None else []
+    values = [row[metric] for row in rows if metric in row]
+    return [value for value in values if math.isfinite(value)], sum(row["seconds"] for row in rows)
 
 
 def _last_run(home: Path) -> Path | None:

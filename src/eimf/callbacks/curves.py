@@ -13,6 +13,15 @@ import pytorch_lightning as pl
 from eimf.artifacts import write_text_atomic
 
 
+def read_curves(path: Path) -> list[dict[str, float]]:
+    """The rows of a curve file, without what an epoch did not log; none where nothing was trained yet."""
+    try:
+        with path.open(newline="") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
 class Curves(pl.Callback):
     """Keeps the curve file complete after every epoch, also over interruptions.
 
@@ -26,13 +35,10 @@ class Curves(pl.Callback):
         self._started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    values = {name: float(value) for name, value in row.items() if value}
-                    values |= {name: int(values[name]) for name in ("epoch", "step")}
-                    if values["epoch"] < trainer.current_epoch:  # later ones are about to be run again
-                        self.rows[int(values["epoch"])] = values
+        for values in read_curves(self.path):
+            values |= {name: int(values[name]) for name in ("epoch", "step")}
+            if values["epoch"] < trainer.current_epoch:  # later ones are about to be run again
+                self.rows[int(values["epoch"])] = values
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()

@@ -1,6 +1,5 @@
 """What the page says, from the files of a run or a suite."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ import polars as pl
 import torch
 
 from eimf.artifacts import write_text_atomic
+from eimf.callbacks import read_curves
 from eimf.config import load
-from eimf.data.sequences import prepare
-from eimf.data.splits import Holdout, split
+from eimf.data.batch import gather_history
+from eimf.data.datamodule import InteractionData
+from eimf.data.sequences import Prepared, prepare
+from eimf.data.splits import Holdout
 from eimf.errors import ArtifactError
 from eimf.recommender import load as load_model
 from eimf.recovery import attended, recovery
@@ -61,8 +63,8 @@ def _run(folder: Path) -> list[Section]:
     prepared = prepare(config.dataset, config.data.root)
     if prepared.digest != results["data_digest"]:
         raise ArtifactError(f"{folder}: was made from data {results['data_digest'][:12]}, not {prepared.digest[:12]}.")
-    parts = split(prepared.sequences, config.split)
-    held = parts.test if part == "test" else parts.validation
+    data = InteractionData(prepared, config)
+    held = data.split.test if part == "test" else data.split.validation
     shown = next(name for name in results[part] if name.startswith("recall@"))
     summary = results[part]
     answer = (
@@ -81,7 +83,7 @@ def _run(folder: Path) -> list[Section]:
     sections.append(Section("Learning curves", charts=_curves(folder)))
     name, k = shown.split("@")
     values = pl.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
-    groups = group_held_out([config], part, lambda _: None)
+    groups = group_held_out(data, part, lambda _: None)
     table = (
         groups.join(values.with_columns(pl.col("user_idx").cast(pl.Int32)), on="user_idx")
         .group_by("group", "level")
@@ -121,35 +123,28 @@ def _trade_off(curve: list[dict[str, float]], shown: str) -> Section:
 
 
 def _curves(folder: Path) -> tuple[str, ...]:
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return ()
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_curves(folder / "metrics.csv")
     charts = []
     for prefix, label in (("train/", "training loss (nats)"), ("val/recall", "recall, validation users")):
         names = [name for name in (rows[0] if rows else {}) if name.startswith(prefix)]
-        curves = {n: [(float(r["epoch"]), float(r[n])) for r in rows if r[n]] for n in names}
+        curves = {}
+        for name in names:
+            logged = [row for row in rows if name in row]
+            curves[name] = ([row["epoch"] for row in logged], [row[name] for row in logged])
         if curves:
-            split_up = {n: ([x for x, _ in xy], [y for _, y in xy]) for n, xy in curves.items()}
-            charts.append(lines(split_up, "epoch", label))
+            charts.append(lines(curves, "epoch", label))
     return tuple(charts)
 
 
-def _model_sections(folder: Path, prepared: Any, held: Holdout) -> list[Section]:
+def _model_sections(folder: Path, prepared: Prepared, held: Holdout) -> list[Section]:
     """The interest map, and how well true interests are found where a simulator knows them."""
     model = load_model(folder)
-    length = model.config.data.max_len
-    history = np.zeros((len(held), length), dtype=np.int64)
-    true = np.full((len(held), length), -1, dtype=np.int64)
-    for row, (start, cut) in enumerate(zip(held.start, held.cut, strict=True)):
-        start = max(start, cut - length)
-        history[row, length - (cut - start) :] = prepared.sequences.items[start:cut]
-        if prepared.sequences.interests is not None:
-            true[row, length - (cut - start) :] = prepared.sequences.interests[start:cut]
+    sequences, length = prepared.sequences, model.config.data.max_len
+    start, cut = torch.from_numpy(held.start), torch.from_numpy(held.cut)
+    history = gather_history(torch.tensor(sequences.items, dtype=torch.long), start, cut, length)
     with torch.inference_mode():
         items = model.backbone.item_vectors().float().numpy()[1:]
-        found = [model.backbone(part) for part in torch.from_numpy(history).split(512)]
+        found = [model.backbone(part) for part in history.split(512)]
     vectors = np.concatenate([one.vectors.float().numpy() for one in found])
     centre = items.mean(axis=0)
     axes = np.linalg.svd(items - centre, full_matrices=False)[2][:2]
@@ -164,8 +159,10 @@ def _model_sections(folder: Path, prepared: Any, held: Holdout) -> list[Section]
             groups[str(names[int(where[0])] or "unknown")[:24]] = tuple(flat[where].T.tolist())
     groups["interests of 5 users"] = tuple(((vectors[:5].reshape(-1, vectors.shape[-1]) - centre) @ axes.T).T.tolist())
     sections = [Section("Map of items and interests", charts=(points(groups, "interests of 5 users"),))]
-    if prepared.sequences.interests is not None and all(one.routing is not None for one in found):
+    if sequences.interests is not None and all(one.routing is not None for one in found):
         routing = np.concatenate([one.routing.float().numpy() for one in found if one.routing is not None])
+        causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)
+        true = torch.where(history > 0, causes, -1).numpy()
         got = recovery(attended(routing), true[:, -routing.shape[2] :])
         rows = tuple((key.replace("_", " "), _number(value)) for key, value in got._asdict().items())
         text = (
