@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ from eimf.callbacks import RetrievalEval
 from eimf.config import Config, load
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import prepare
+from eimf.module import MultiInterestModel
 from eimf.retrieval import ItemIndex, retrieve
 from eimf.training import build_model, build_trainer
 from tests.conftest import ROOT, real_data
 
 REPEATS = 5
+QUIET = ["trainer.progress=false", "logger.wandb=disabled", "trainer.accelerator=cpu", "trainer.devices=1"]
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
     os.environ["EIMF_DATA_MIRROR"] = str(real_data())
-    options = ["trainer.progress=false", "logger.wandb=disabled", "trainer.accelerator=cpu", "trainer.devices=1"]
-    return load(ROOT / "experiments/beauty/comirec_sa.yaml", options)
+    return load(ROOT / "experiments/beauty/comirec_sa.yaml", QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -75,49 +76,56 @@ def test_batch_making_against_the_step(config: Config, data: InteractionData) ->
     report("batch making / training step", making, stepping)
 
 
-class _Bare(pl.Callback):
-    """Stops Lightning's epoch after a number of steps, and measures it from the first step to the last."""
+class _Twin(pl.Callback):
+    """Takes the same step in a bare loop before each of Lightning's, and measures both.
 
-    def __init__(self, steps: int, skip: int) -> None:
-        self.steps, self.skip, self.seconds, self._start = steps, skip, 0.0, 0.0
+    The two alternate step by step, so that a machine which slows down for a while slows both sides.
+    """
+
+    def __init__(self, model: MultiInterestModel, batches: Iterator[Any], precision: torch.dtype | None) -> None:
+        self.model, self.batches, self.precision = model.train(), batches, precision
+        self.optimizer = model.make_optimizer(model)
+        self.model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
+        self.lightning: list[float] = []
+        self.bare: list[float] = []
+        self._left = 0.0
+
+    def step(self) -> None:
+        batch = next(self.batches)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", self.precision, enabled=self.precision is not None):
+            loss = self.model.training_step(batch, 0)
+        loss.backward()
+        self.optimizer.step()
 
     def on_train_batch_start(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> int | None:
-        if batch_idx == self.skip:
-            self._start = time.perf_counter()
-        if batch_idx == self.skip + self.steps:
-            self.seconds = time.perf_counter() - self._start
-            trainer.should_stop = True
-            return -1
-        return None
+    ) -> None:
+        if self._left:
+            self.lightning.append(time.perf_counter() - self._left)  # all of Lightning's step, next batch included
+        self.bare.append(clock(self.step))
+        self._left = time.perf_counter()
 
 
-def test_lightning_against_a_bare_loop(config: Config, data: InteractionData) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "precision"), [("comirec_sa", "32-true"), ("comirec_sa", "bf16-mixed"), ("remi", "bf16-mixed")]
+)
+def test_lightning_against_a_bare_loop(backbone: str, precision: str) -> None:
     steps, skip = 60, 5
+    options = [*QUIET, f"trainer.precision={precision}", "trainer.max_epochs=1"]
+    config = load(ROOT / f"experiments/beauty/{backbone}.yaml", options)
+    data = InteractionData(prepare(config.dataset, ROOT / "data"), config)
     ours, theirs = [], []
     for _ in range(REPEATS):
-        model = build_model(config, data)
-        counter = _Bare(steps, skip)
+        number = None if precision == "32-true" else torch.bfloat16
+        twin = _Twin(build_model(config, data), iter(data.train_dataloader()), number)
         trainer = build_trainer(config, None, RetrievalEval(config.eval, config.cutoffs))
-        trainer.callbacks = [counter]  # pyright: ignore[reportAttributeAccessIssue]
-        trainer.limit_val_batches = 0
-        trainer.fit(model, datamodule=data)
-        ours.append(counter.seconds)
-        bare = build_model(config, data).train()
-        bare.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer = bare.make_optimizer(bare)
-        start = 0.0
-        for index, batch in enumerate(data.train_dataloader()):
-            if index == skip:
-                start = time.perf_counter()
-            if index == skip + steps:
-                break
-            optimizer.zero_grad()
-            bare.training_step(batch, index).backward()
-            optimizer.step()
-        theirs.append(time.perf_counter() - start)
-    report("Lightning / bare PyTorch loop", ours, theirs)
+        trainer.callbacks = [twin]  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.limit_val_batches, trainer.limit_train_batches = 0, skip + steps + 1
+        trainer.fit(build_model(config, data), datamodule=data)
+        ours.append(sum(twin.lightning[skip:]) / steps)
+        theirs.append(sum(twin.bare[skip:-1]) / steps)
+    report(f"{backbone}, {precision}: a step with Lightning / in a bare loop", ours, theirs)
 
 
 def test_exact_retrieval_against_bare_matrix_products(data: InteractionData) -> None:
