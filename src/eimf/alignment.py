@@ -7,6 +7,7 @@ docs/choices.md and open to ablation.
 Shapes: B labelled samples, K behavioural interests, S explicit interests, D and D_text their dimensions, P pairs.
 """
 
+from collections.abc import Callable
 from itertools import permutations
 from typing import Literal
 
@@ -16,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, Interests
-from eimf.losses import full_softmax
 
 MAX_PERMUTATIONS = 5_000
 """Above this many assignments `optimal` matching falls back to `greedy`."""
@@ -117,7 +117,6 @@ class ExplicitInterests(nn.Module):
         matching: which behavioural interest belongs to an explicit one: `optimal`, `greedy`, or `soft`, the
             similarity-weighted mean of all.
         temperature: of the contrast and of the soft matching.
-        max_bytes: most memory of the scores of a softmax over items.
     """
 
     centres: Tensor
@@ -131,12 +130,11 @@ class ExplicitInterests(nn.Module):
         alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce",
         matching: Literal["optimal", "greedy", "soft"] = "optimal",
         temperature: float = 0.1,
-        max_bytes: int = 4 * 2**20,
     ) -> None:
         super().__init__()
         self.prediction, self.alignment = prediction, alignment
         self.matching: Literal["optimal", "greedy", "soft"] = matching
-        self.temperature, self.max_bytes = temperature, max_bytes
+        self.temperature = temperature
         if prediction == "next_item" or alignment != "none":
             hidden = 2 * embed_dim
             self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
@@ -153,8 +151,8 @@ class ExplicitInterests(nn.Module):
         predictive: Bool[Tensor, "B S"],
         user: Int[Tensor, " B"],
         target: Int[Tensor, " B"],
+        predict: Callable[[Backbone, Tensor, Tensor], Tensor],
         shown: Int[Tensor, "B L"] | None = None,
-        temperature: float = 1.0,
     ) -> dict[str, Float[Tensor, ""]]:
         """Unweighted losses by name: `semantic_prediction`, `modality_alignment` and `interest_assignment`, those
         that are on.
@@ -163,13 +161,14 @@ class ExplicitInterests(nn.Module):
             interests: the backbone's interests of the labelled samples.
             words: text vectors of the users' explicit interests.
             alignable, predictive: which of them this step may use for which task (see `Supervision`).
+            predict: the recommendation loss of vectors [B, 1, D] and targets (`eimf.losses.RetrievalLoss.predict`), so
+                that explicit interests predict items as behavioural ones do.
             shown: the explicit interest that each position of the history shows; None leaves out the assignment.
-            temperature: of the recommendation loss; scores of items are divided by it.
         """
         losses: dict[str, Tensor] = {}
         mapped = self.adapter(words) if hasattr(self, "adapter") else words  # [B, S, D]
         if self.prediction == "next_item":
-            losses["semantic_prediction"] = self._predict_item(backbone, mapped, predictive, target, temperature)
+            losses["semantic_prediction"] = self._predict_item(backbone, mapped, predictive, target, predict)
         elif self.prediction == "interest":
             losses["semantic_prediction"] = self._predict_interest(interests.vectors, words, alignable)
         if self.alignment != "none":
@@ -179,17 +178,21 @@ class ExplicitInterests(nn.Module):
         return losses
 
     def _predict_item(
-        self, backbone: Backbone, mapped: Tensor, allowed: Tensor, target: Tensor, temperature: float
+        self,
+        backbone: Backbone,
+        mapped: Tensor,
+        allowed: Tensor,
+        target: Tensor,
+        predict: Callable[[Backbone, Tensor, Tensor], Tensor],
     ) -> Float[Tensor, ""]:
         usable = allowed.any(dim=1)
         if not usable.any():
             return mapped.sum() * 0.0
         mapped, allowed, target = mapped[usable], allowed[usable], target[usable]
-        table = backbone.item_vectors()
         # A hard read-out among the allowed interests: those that are not are pushed out of its reach.
-        scores = torch.einsum("bsd,bd->bs", mapped, table[target]).masked_fill(~allowed, -torch.inf)
+        scores = torch.einsum("bsd,bd->bs", mapped, backbone.item_vectors(target)).masked_fill(~allowed, -torch.inf)
         best = mapped[torch.arange(len(target), device=target.device), scores.argmax(dim=1)]
-        return full_softmax(best / temperature, table, target, self.max_bytes)
+        return predict(backbone, best[:, None], target)
 
     def _predict_interest(self, vectors: Tensor, words: Tensor, present: Tensor) -> Float[Tensor, ""]:
         told, wanted = self._partners(self.describe(vectors), words, present)[present], words[present]  # [P, D_text]

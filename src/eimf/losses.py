@@ -227,14 +227,15 @@ class RetrievalLoss(nn.Module):
         Args:
             history: the items that `interests.routing` refers to; None where there is no routing.
         """
-        terms = {self.name: self._main(backbone, interests.vectors, target)}
+        terms = {self.name: self.predict(backbone, interests.vectors, target)}
         if self.routing_weight > 0 and interests.routing is not None and history is not None:
             terms["routing"] = self.routing_weight * routing_regularisation(interests.routing, history != 0)
         return terms
 
-    def _main(
+    def predict(
         self, backbone: Backbone, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]
     ) -> Float[Tensor, ""]:
+        """The named loss alone, of any K vectors that should have the target among their nearest items."""
         if self.name == "full_softmax":
             items = backbone.item_vectors()
             user = read_out(vectors, items[target], self.power) / self.temperature

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,31 +24,43 @@ class Explicit(nn.Module):
     Args:
         head: computes the losses.
         weights: of `semantic_prediction`, `modality_alignment` and `interest_assignment`.
-        warmup, decay: epochs of the schedule, see `eimf.alignment.schedule`.
+        warmup, decay, epochs: of the schedule, see `eimf.alignment.schedule`.
     """
 
-    def __init__(self, head: ExplicitInterests, weights: dict[str, float], warmup: int, decay: int) -> None:
+    def __init__(
+        self, head: ExplicitInterests, weights: dict[str, float], warmup: int, decay: int, epochs: int
+    ) -> None:
         super().__init__()
-        self.head, self.weights, self.warmup, self.decay = head, weights, warmup, decay
+        self.head, self.weights, self.warmup, self.decay, self.epochs = head, weights, warmup, decay, epochs
+
+    def weights_at(self, epoch: int) -> dict[str, float]:
+        """Weights of the tasks that are on at an epoch (from 0)."""
+        factor = schedule(epoch, self.warmup, self.decay, self.epochs)
+        return {name: factor * weight for name, weight in self.weights.items() if factor * weight > 0}
 
     def forward(
-        self, backbone: Backbone, samples: LabelledSamples, epoch: int, epochs: int, temperature: float
+        self,
+        backbone: Backbone,
+        interests: Interests,
+        samples: LabelledSamples,
+        weights: dict[str, float],
+        loss: RetrievalLoss,
     ) -> dict[str, Tensor]:
-        """Weighted losses by name. Where both weights are 0 now, nothing is computed, and no random number drawn."""
-        factor = schedule(epoch, self.warmup, self.decay, epochs)
-        weights = {name: factor * weight for name, weight in self.weights.items() if factor * weight > 0}
-        if not weights:
-            return {}
+        """Weighted losses by name.
+
+        Args:
+            interests: the backbone's interests of `samples`.
+        """
         losses = self.head(
             backbone,
-            backbone(samples.history),
+            interests,
             samples.label_embeddings,
             samples.alignable,
             samples.predictive,
             samples.user_idx,
             samples.target,
+            loss.predict,
             samples.shown if "interest_assignment" in weights else None,
-            temperature,
         )
         return {name: weights[name] * value for name, value in losses.items() if name in weights}
 
@@ -76,25 +90,32 @@ class MultiInterestModel(pl.LightningModule):
         self.make_optimizer, self.provenance = make_optimizer, provenance
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if batch.target.ndim == 2:
-            assert isinstance(self.backbone, CausalBackbone)
-            known = batch.target > 0
-            interests, target, history = (
-                Interests(self.backbone.states(batch.history)[known][:, None]),
-                batch.target[known],
-                None,
-            )
-        else:
-            interests, target, history = self.backbone(batch.history), batch.target, batch.history
-        terms = self.loss(self.backbone, interests, history, target)
-        if self.explicit is not None and batch.labelled is not None:
-            terms |= self.explicit(
-                self.backbone, batch.labelled, self.current_epoch, self.trainer.max_epochs or 0, self.loss.temperature
-            )
+        weights = self.explicit.weights_at(self.current_epoch) if self.explicit is not None else {}
+        samples = batch.labelled if weights else None
+        interests, told, target = self._extract(batch, samples)
+        terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)
+        if self.explicit is not None and samples is not None and told is not None:
+            terms |= self.explicit(self.backbone, told, samples, weights, self.loss)
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))
         return total
+
+    def _extract(
+        self, batch: Batch, samples: LabelledSamples | None
+    ) -> tuple[Interests, Interests | None, Int[Tensor, " B"]]:
+        """Interests of the batch and of the labelled samples, and the targets of the batch."""
+        if batch.target.ndim == 2:
+            assert isinstance(self.backbone, CausalBackbone)
+            known = batch.target > 0
+            interests = Interests(self.backbone.states(batch.history)[known][:, None])
+            return interests, self.backbone(samples.history) if samples is not None else None, batch.target[known]
+        if samples is None:
+            return self.backbone(batch.history), None, batch.target
+        # One pass for both: the labelled samples then cost little more than their share of rows.
+        both = self.backbone(torch.cat([batch.history, samples.history]))
+        interests, told = both.split([len(batch.history), len(samples.history)])
+        return interests, told, batch.target
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> Tensor:
         """Interest vectors [B, K, D]; `callbacks.RetrievalEval` makes metrics of them."""

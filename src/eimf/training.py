@@ -238,11 +238,10 @@ def build_explicit(config: Config, supervision: Supervision) -> Explicit:
         eimf.alignment,
         eimf.matching,
         eimf.temperature,
-        config.loss.chunk_mb * 2**20,
     )
     weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
     weights["interest_assignment"] = eimf.assignment_weight
-    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs)
+    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, config.trainer.max_epochs)
 
 
 def report_users(data: InteractionData, say: Say) -> None:

@@ -39,10 +39,7 @@ def test_step_and_latency_with_and_without_explicit_interests(backbone: str) -> 
         model, optimizer = models[which]
         for batch in batches[which]:
             optimizer.zero_grad()
-            terms = model.loss(model.backbone, model.backbone(batch.history), batch.history, batch.target)
-            if model.explicit is not None and batch.labelled is not None:
-                terms |= model.explicit(model.backbone, batch.labelled, 0, 1, model.loss.temperature)
-            sum(terms.values(), start=torch.zeros(())).backward()
+            model.training_step(batch, 0).backward()
             optimizer.step()
 
     def serve(which: int) -> None:

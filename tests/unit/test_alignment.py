@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from eimf.alignment import ExplicitInterests, assign, contrast, match_interests, schedule
 from eimf.backbones.comirec_sa import ComiRecSA
+from eimf.losses import RetrievalLoss
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, 4), (4, 2), (6, 3), (1, 1)])
@@ -54,7 +57,7 @@ def head(**options) -> ExplicitInterests:
     return ExplicitInterests(6, 8, torch.randn(5, 6), **options)
 
 
-def batch(backbone: ComiRecSA) -> dict[str, torch.Tensor]:
+def batch(backbone: ComiRecSA) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     return {
         "words": torch.randn(4, 3, 6, generator=generator),
@@ -62,6 +65,7 @@ def batch(backbone: ComiRecSA) -> dict[str, torch.Tensor]:
         "predictive": torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]).bool(),
         "user": torch.tensor([3, 5, 7, 9]),
         "target": torch.tensor([1, 2, 3, 4]),
+        "predict": RetrievalLoss("full_softmax", torch.ones(11, dtype=torch.long)).predict,
     }
 
 

@@ -23,6 +23,11 @@ class Interests(NamedTuple):
     routing: Float[Tensor, "B K L"] | None = None
     """Weight of each position in each interest, 0 at padding; None where a backbone has no such notion."""
 
+    def split(self, sizes: list[int]) -> "list[Interests]":
+        """Parts of the batch."""
+        routings = self.routing.split(sizes) if self.routing is not None else [None] * len(sizes)
+        return [Interests(*parts) for parts in zip(self.vectors.split(sizes), routings, strict=True)]
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
