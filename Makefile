@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare sweep agent evaluate report recommend test lint bench clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -54,6 +54,9 @@ evaluate: .venv/.ready ## evaluate the run folder RUN again
 
 report: .venv/.ready ## write one HTML page about the run or suite folder RUN
 	$(BIN)/eimf report $(RUN) $(ARGS)
+
+explore: .venv/.ready ## look into the run folder RUN (or several) in a browser
+	$(BIN)/eimf explore $(RUN) $(ARGS)
 
 recommend: .venv/.ready ## recommend with RUN, for example ARGS="--user u000000"
 	$(BIN)/eimf recommend $(RUN) $(ARGS)

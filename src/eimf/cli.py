@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write one HTML page about a run or a suite")
     report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
     report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
+    explore = command("explore", _explore, "look into runs in a browser: interests, their items, diversity")
+    explore.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="two or more are shown side by side")
+    explore.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    explore.add_argument("--port", type=int, default=8411, help="default 8411; 0 takes any free one")
+    explore.add_argument("--open", action="store_true", help="open the page in the browser")
     recommend = command("recommend", _recommend, "recommend for a user or a history, interest by interest")
     recommend.add_argument("run_folder", metavar="RUN", type=Path)
     who = recommend.add_mutually_exclusive_group(required=True)
@@ -170,6 +175,12 @@ def _report(options: argparse.Namespace) -> None:
     from eimf.report import build_report
 
     _say(f"written: {build_report(options.folder, options.to)}")
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from eimf.explorer import open_runs, serve
+
+    serve(open_runs(options.run_folders), options.host, options.port, _say, options.open)
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.errors import ArtifactError
+from eimf.run_folder import read_results
 from eimf.significance import Difference, compare_paired, holm
-from eimf.training import read_results
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p is below this."""

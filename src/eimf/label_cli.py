@@ -66,9 +66,9 @@ def _prepared(config: "Config") -> "Prepared":
 
 def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
     """What users are clustered by: their texts, their behaviour, or both (`typical.represent`)."""
+    from eimf.run_folder import load_backbone
     from eimf.semantics.text import encode_items
     from eimf.semantics.typical import interest_vectors, side_by_side, user_vectors
-    from eimf.training import load_backbone
 
     found = []
     if config.typical.represent != "behaviour":

@@ -14,8 +14,7 @@ from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
 from eimf.data.batch import Batch, EvalBatch, LabelledSamples
 from eimf.losses import RetrievalLoss
-
-CHECKPOINT_KEY = "eimf"
+from eimf.run_folder import CHECKPOINT_KEY
 
 
 class Explicit(nn.Module):

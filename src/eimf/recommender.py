@@ -17,13 +17,12 @@ from typing import NamedTuple
 import polars as pl
 import torch
 
-from eimf.backbones import Backbone
+from eimf.backbones import Backbone, Interests
 from eimf.config import Config
 from eimf.data.sequences import leaf_categories
 from eimf.errors import ArtifactError, DataError
-from eimf.module import CHECKPOINT_KEY
 from eimf.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.training import read_checkpoint, restore_backbone
+from eimf.run_folder import CHECKPOINT_KEY, read_checkpoint, restore_backbone
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -66,6 +65,23 @@ class Recommender:
         Raises:
             DataError: the history is empty or has an unknown item.
         """
+        return self._extract(history).vectors[0].float()
+
+    def attended(self, history: Sequence[str]) -> list[int | None]:
+        """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
+        `data.max_len`, which the model does not see, and where a model of several interests has no such notion.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        found = self._extract(history)
+        seen = min(len(history), self.config.data.max_len)
+        unseen: list[int | None] = [None] * (len(history) - seen)
+        if found.routing is not None:
+            return unseen + found.routing[0, :, -seen:].argmax(dim=0).tolist()
+        return unseen + [0 if found.vectors.shape[1] == 1 else None] * seen
+
+    def _extract(self, history: Sequence[str]) -> Interests:
         if not history:
             raise DataError("history: is empty; give at least one item id, oldest first.")
         unknown = [item for item in history if item not in self._number]
@@ -77,7 +93,7 @@ class Recommender:
             )
         numbers = torch.tensor([[self._number[item] for item in history]])
         with torch.inference_mode():
-            return self.backbone(numbers[:, -self.config.data.max_len :]).vectors[0].float()
+            return self.backbone(numbers[:, -self.config.data.max_len :])
 
     def recommend(
         self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True, diversity: float = 0.0

@@ -18,7 +18,7 @@ from eimf.config import Config, find_experiment, load_for, merge, named, read_ya
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
 from eimf.provenance import code_digest, label_digest, run_key
-from eimf.training import LAST, RESULTS, RUN, read_run
+from eimf.run_folder import LAST, RESULTS, RUN, read_run
 
 Say = Callable[[str], None]
 KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")

@@ -1,6 +1,5 @@
 """One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
 
-import json
 import logging
 import os
 import resource
@@ -10,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import faiss
 import polars as pl_frames
@@ -32,9 +30,10 @@ from eimf.data.splits import Spans
 from eimf.errors import ArtifactError, ConfigError
 from eimf.groups import distance_to_labelled, group_users
 from eimf.losses import RetrievalLoss
-from eimf.module import CHECKPOINT_KEY, Explicit, MultiInterestModel
+from eimf.module import Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
 from eimf.provenance import describe_run, label_digest
+from eimf.run_folder import BEST, CHECKPOINT_KEY, LAST, RESULTS, RUN, check_data, read_checkpoint, read_run
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import (
     Supervision,
@@ -49,8 +48,6 @@ from eimf.semantics.text import encode_items, encode_texts, principal_components
 from eimf.semantics.typical import user_vectors
 from eimf.tracking import log_outcome, wandb_logger
 
-BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-RUN, RESULTS = "run.json", "results.json"
 Say = Callable[[str], None]
 
 
@@ -362,70 +359,6 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), say: Say = print) 
     return evaluate(build_trainer(config, None, evaluation), model, data, evaluation, config.eval.test), config
 
 
-def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
-    """The trained backbone of a run on these data, and the run's configuration.
-
-    Raises:
-        ArtifactError: no such run, or of other data.
-    """
-    checkpoint = read_checkpoint(folder)
-    check_data(checkpoint, prepared, folder)
-    return restore_backbone(checkpoint, folder)
-
-
-def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone, Config]:
-    """The backbone alone of a checkpoint, for evaluation, and the configuration that it was trained with.
-
-    Raises:
-        ArtifactError: the weights do not fit the configuration.
-    """
-    origin, prefix = checkpoint[CHECKPOINT_KEY], "backbone."
-    config = from_dict(origin["config"])
-    backbone = BACKBONES[config.backbone.name].build(config.backbone, origin["n_items"], config.data.max_len)
-    weights = checkpoint["state_dict"].items()
-    state = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
-        ) from None
-    return backbone.eval(), config
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The best checkpoint of a run, read without executing anything in it (`weights_only`).
-
-    Raises:
-        ArtifactError: missing, damaged, or not written by EIMF.
-    """
-    path = folder / BEST
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
-    return checkpoint
-
-
-def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:
-    """Refuse data other than those of the checkpoint.
-
-    Raises:
-        ArtifactError: names both digests.
-    """
-    wanted = checkpoint[CHECKPOINT_KEY]["data_digest"]
-    if wanted != prepared.digest:
-        raise ArtifactError(
-            f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
-            f"raw files of then, or train on these with: eimf train {folder}/config.yaml"
-        )
-
-
 def load_weights(model: MultiInterestModel, path: Path) -> None:
     """Load a checkpoint's weights into a model."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
@@ -473,23 +406,6 @@ def write_results(
             "trade_off": {part: one.trade_off for part, one in results.items()},
         },
     )
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run; empty for runs of before it was written."""
-    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of a finished run.
-
-    Raises:
-        ArtifactError: the run is not finished.
-    """
-    try:
-        return json.loads((folder / RESULTS).read_text())
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
 
 
 def _write_parquet(frame: pl_frames.DataFrame, path: Path) -> None:

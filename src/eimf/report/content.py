@@ -20,7 +20,8 @@ from eimf.recommender import load as load_model
 from eimf.recovery import attended, recovery
 from eimf.report.figures import intervals, lines, points
 from eimf.report.page import Section, render
-from eimf.training import group_held_out, read_results
+from eimf.run_folder import read_results
+from eimf.training import group_held_out
 
 USE = ("interest_cosine", "interests_used", "hit_share")
 LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")

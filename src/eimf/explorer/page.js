@@ -1,0 +1,180 @@
+"use strict";
+// Everything that comes from the data becomes a text node; nothing here makes HTML of it.
+
+const at = (id) => document.getElementById(id);
+const state = { user: "", items: [], diversity: 0, found: [], selected: -1, asked: 0, suggestion: 0 };
+
+function make(name, options = {}, ...children) {
+  const { className, ...rest } = options;
+  const element = document.createElement(name);
+  if (className) element.className = className;
+  for (const [key, value] of Object.entries(rest)) element.setAttribute(key, value);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+async function ask(path, options = {}) {
+  const query = new URLSearchParams(Object.entries(options).filter(([, value]) => value !== ""));
+  let reply;
+  try {
+    reply = await fetch(`${path}?${query}`);
+  } catch {
+    throw new Error("The explorer no longer answers: start it again with make explore.");
+  }
+  const found = await reply.json();
+  if (!reply.ok) throw new Error(found.error);
+  return found;
+}
+
+function say(text) { at("message").textContent = text; }
+
+// Searching
+
+async function suggest() {
+  const text = at("query").value;
+  const asked = ++state.suggestion;
+  try {
+    const { users, items } = await ask("/api/suggest", { q: text });
+    if (asked !== state.suggestion) return;  // a later question has been asked meanwhile
+    state.found = [...users.map((one) => ({ user: one.id, ...one })), ...items];
+    say(text.trim() && !state.found.length ? `Nothing found for “${text.trim()}”: no user id and no title has it.` : "");
+  } catch (error) { say(error.message); return; }
+  state.selected = state.found.length && text.trim() ? 0 : -1;
+  list();
+}
+
+function list() {
+  const box = at("found");
+  box.replaceChildren(...state.found.map((one, n) => {
+    const row = make("li", { role: "option", id: `found-${n}`, "aria-selected": String(n === state.selected) },
+      one.user ? one.id : `add: ${one.title}`, make("small", {}, one.user ? one.about : one.id));
+    row.addEventListener("mousedown", (event) => { event.preventDefault(); choose(n); });
+    return row;
+  }));
+  box.hidden = !state.found.length;
+  at("query").setAttribute("aria-expanded", String(!box.hidden));
+  if (state.selected >= 0) at("query").setAttribute("aria-activedescendant", `found-${state.selected}`);
+  else at("query").removeAttribute("aria-activedescendant");
+  box.children[state.selected]?.scrollIntoView({ block: "nearest" });
+}
+
+function close() { state.found = []; state.selected = -1; state.suggestion += 1; list(); }
+
+function choose(n) {
+  const one = state.found[n];
+  if (!one) return;
+  close();
+  at("query").value = "";
+  if (one.user) { state.user = one.user; state.items = []; }
+  else { state.items = [...state.items, one.id]; state.user = ""; }
+  look(true);
+}
+
+at("query").addEventListener("input", suggest);
+at("query").addEventListener("focus", () => { if (!at("query").value) suggest(); });
+at("query").addEventListener("blur", close);
+at("search").addEventListener("submit", (event) => { event.preventDefault(); choose(Math.max(state.selected, 0)); });
+at("query").addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step && state.found.length) {
+    event.preventDefault();
+    state.selected = (state.selected + step + state.found.length) % state.found.length;
+    list();
+  } else if (event.key === "Escape") close();
+});
+
+// Showing
+
+function badge(k) {
+  return k === null ? make("span", { className: "badge", title: "not seen by the model" }, "–")
+    : make("span", { className: `badge k${k % 8}`, title: `interest ${k + 1}` }, String(k + 1));
+}
+
+function recommended(items, withBadge) {
+  const top = Math.max(...items.map((one) => one.score), 0), low = Math.min(...items.map((one) => one.score), 0);
+  return make("ol", {}, ...items.map((one) => make("li", { className: `k${one.interest % 8}`, title: one.id },
+    withBadge ? badge(one.interest) : null,
+    make("span", one.chosen ? { className: "chosen" } : {}, one.chosen ? `✓ ${one.title}` : one.title),
+    make("span", { className: "soft" }, ` ${one.score.toFixed(2)}`),
+    make("progress", { className: "bar", max: String(top - low || 1), value: String(one.score - low), "aria-hidden": "true" }))));
+}
+
+function run(one, history) {
+  const cards = one.interests.map((interest, k) => make("article", { className: `card k${k % 8}` },
+    make("h3", {}, badge(k), `Interest ${k + 1}`),
+    ...interest.words.map((words) => make("p", { className: "words" }, words)),
+    make("p", { className: "soft" }, interest.history.length
+      ? `attends to: ${interest.history.map((place) => history[place].title).join(" · ")}` : "attends to no item most"),
+    recommended(interest.items, false)));
+  const lost = one.unmatched.length ? make("p", { className: "soft" }, `In words, shown by no item seen: ${one.unmatched.join(" · ")}`) : null;
+  return make("section", { className: "run", "aria-label": one.name }, make("h2", {}, one.name), lost,
+    make("div", { className: "merged" }, make("h3", {}, "Merged list"), recommended(one.merged, true)),
+    make("h3", {}, "By interest"), make("div", { className: "cards" }, ...cards));
+}
+
+function show(found) {
+  const belongs = (place) => found.runs[0].interests.findIndex((one) => one.history.includes(place));
+  at("who").textContent = found.user ? `${found.user}: a ${found.part} user` : "your own history, oldest first";
+  at("history").replaceChildren(...found.history.map((one, place) => {
+    const k = belongs(place), remove = make("button", { type: "button", "aria-label": `Remove ${one.title}` }, "×");
+    remove.addEventListener("click", () => {
+      state.items = found.history.map((each) => each.id).filter((_, n) => n !== place);
+      state.user = "";
+      look(true);
+    });
+    return make("li", { title: one.id }, badge(k < 0 ? null : k), one.title, remove);
+  }));
+  at("later").replaceChildren(...found.later.map((one) => make("li", { title: one.id }, one.title)));
+  at("next").hidden = !found.later.length;
+  at("runs").className = found.runs.length > 1 ? "two" : "";
+  at("runs").replaceChildren(...found.runs.map((one) => run(one, found.history)));
+  at("view").hidden = false;
+}
+
+async function begin() {
+  const { users } = await ask("/api/suggest").catch(() => ({ users: [] }));
+  at("examples").replaceChildren(...users.map((one) => {
+    const button = make("button", { type: "button" }, one.id, make("small", {}, ` ${one.about}`));
+    button.addEventListener("click", () => { state.user = one.id; look(true); });
+    return button;
+  }));
+}
+
+async function look(moved) {
+  at("examples").replaceChildren();
+  at("diversity").value = state.diversity;
+  at("weight").textContent = state.diversity;
+  if (moved) {
+    const place = new URLSearchParams();
+    if (state.user) place.set("user", state.user);
+    if (state.items.length) place.set("items", state.items.join(","));
+    if (state.diversity) place.set("diversity", state.diversity);
+    history.replaceState(null, "", place.size ? `?${place}` : "/");
+  }
+  const asked = ++state.asked;
+  if (!state.user && !state.items.length) {
+    at("view").hidden = true;
+    say("Nothing to show yet: choose a user above, or add items to build a history.");
+    return begin();
+  }
+  try {
+    const found = await ask("/api/look", { user: state.user, items: state.items.join(","), diversity: state.diversity });
+    if (asked === state.asked) { say(""); show(found); }
+  } catch (error) { if (asked === state.asked) { at("view").hidden = true; say(error.message); } }
+}
+
+at("clear").addEventListener("click", () => { state.user = ""; state.items = []; look(true); at("query").focus(); });
+at("diversity").addEventListener("input", () => { state.diversity = Number(at("diversity").value); look(true); });
+
+(async () => {
+  try {
+    const { runs, items, users, missing } = await ask("/api/about");
+    at("about").textContent = `${runs.map((one) => `${one.name}: ${one.about}`).join(" | ")} · ` +
+      `${users.toLocaleString("en")} users, ${items.toLocaleString("en")} items. ${missing}`;
+    const place = new URLSearchParams(location.search);
+    state.user = place.get("user") ?? "";
+    state.items = (place.get("items") ?? "").split(",").filter(Boolean);
+    state.diversity = Number(place.get("diversity") ?? 0) || 0;
+    look(false);
+  } catch (error) { say(error.message); }
+})();

@@ -1,0 +1,112 @@
+"""Serves the explorer: one page, its script and style, and three addresses that answer JSON."""
+
+import socket
+import webbrowser
+from collections.abc import Callable
+from importlib.resources import files
+from typing import TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from eimf.errors import ConfigError, EimfError
+from eimf.explorer.view import Explorer
+
+Number = TypeVar("Number", int, float)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+# Titles and labels are other people's text: the page builds text nodes only, and runs no script but its own.
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
+
+
+def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
+    """The web application.
+
+    Args:
+        hosts: names by which browsers may address it; others are refused, so that no web page elsewhere can read
+            what runs here by pointing a name of its own at this machine. `*` allows all.
+    """
+
+    def asset(request: Request) -> Response:
+        name, kind = FILES[request.url.path]
+        return Response(
+            (files("eimf.explorer") / name).read_bytes(), media_type=kind, headers={"Content-Security-Policy": POLICY}
+        )
+
+    def answer(make: Callable[[Request], object]) -> Callable[[Request], Response]:
+        def endpoint(request: Request) -> Response:
+            try:
+                return JSONResponse(make(request))
+            except EimfError as error:
+                return JSONResponse({"error": str(error)}, status_code=400)
+
+        return endpoint
+
+    def look(request: Request) -> object:
+        query = request.query_params
+        n, diversity = _number(query.get("n", "10"), "n", int), _number(query.get("diversity", "0"), "diversity", float)
+        if user_id := query.get("user", ""):
+            user = explorer.user(user_id)
+            return explorer.look(user.history, user.later, user_id, n, diversity) | {"part": user.part}
+        history = [item for item in query.get("items", "").split(",") if item]
+        return explorer.look(history, n=n, diversity=diversity)
+
+    def problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+    return Starlette(
+        routes=[
+            *(Route(path, asset) for path in FILES),
+            Route("/api/about", answer(lambda _: explorer.describe())),
+            Route("/api/suggest", answer(lambda request: explorer.suggest(request.query_params.get("q", "")))),
+            Route("/api/look", answer(look)),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        exception_handlers={HTTPException: problem},
+    )
+
+
+def _number(text: str, name: str, kind: Callable[[str], Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{name}: must be a number, is {text[:40]!r}.") from None
+
+
+def serve(explorer: Explorer, host: str, port: int, say: Callable[[str], None], browser: bool = False) -> None:
+    """Serve until interrupted.
+
+    Args:
+        host: loopback by default; another address opens the model, and the users' histories, to the network.
+        port: 0 takes any free one.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"--host, --port: cannot listen on {host}:{port} ({error.strerror}); choose others."
+        ) from None
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    say(f"explorer: {address} (Ctrl-C ends it)")
+    if host not in LOOPBACK:
+        say("  this is not the loopback address: whoever reaches this machine can read the users' histories")
+    if browser:
+        webbrowser.open(address)
+    hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else ("*",)
+    server = uvicorn.Server(uvicorn.Config(build_app(explorer, hosts), log_level="warning"))
+    server.run([listener])

@@ -1,0 +1,232 @@
+"""What the explorer shows, as plain values: users and items to choose from, and a history seen by each run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from eimf.data.sequences import Prepared, prepare
+from eimf.data.splits import split
+from eimf.errors import ArtifactError, ConfigError, DataError, LabelError
+from eimf.recommender import Recommendation, Recommender, load
+from eimf.semantics.labels import Label, read_labels
+
+SUGGESTIONS = 8
+
+
+class User(NamedTuple):
+    """A user of the data set."""
+
+    user_id: str
+    part: str
+    """`train`, `validation` or `test`."""
+    history: list[str]
+    """Item ids that the model may see, oldest first."""
+    later: list[str]
+    """Item ids that were held out: what the user chose next."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to look at."""
+
+    name: str
+    model: Recommender
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Several runs of one catalogue, with its users where the prepared data are at hand."""
+
+    runs: tuple[Run, ...]
+    prepared: Prepared | None = None
+    missing: str = ""
+    """Why there are no users to choose from."""
+    labels: dict[str, Label] = field(default_factory=dict)
+    """Explicit interests by user id."""
+    parts: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """Held-out users by index: part of the split, and place in the flat arrays where the targets begin."""
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """`item_idx, item_id, title, ...` of the catalogue."""
+        return self.runs[0].model.items
+
+    def describe(self) -> dict[str, Any]:
+        """The runs, and what can be searched."""
+        runs = []
+        for run in self.runs:
+            config = run.model.config
+            explicit = " with explicit interests" if config.eimf.enabled else ""
+            about = f"{config.backbone.name}{explicit}, {config.dataset.name}, seed {config.seed}"
+            runs.append({"name": run.name, "about": about, "interests": run.model.n_interests})
+        users = len(self.prepared.user_ids) if self.prepared is not None else 0
+        return {"runs": runs, "items": len(self.items), "users": users, "missing": self.missing}
+
+    def suggest(self, text: str) -> dict[str, list[dict[str, str]]]:
+        """Users and items that match a search text; for an empty one, a few users to begin with."""
+        text = text.strip()
+        return {"users": self._users_like(text), "items": self._items_like(text) if text else []}
+
+    def _users_like(self, text: str) -> list[dict[str, str]]:
+        if self.prepared is None:
+            return []
+        ids = self.prepared.user_ids
+        if text:
+            lower = ids.str.to_lowercase()
+            matches = lower.str.contains(text.lower(), literal=True).arg_true()
+            starts = lower.gather(matches).str.starts_with(text.lower())
+            order = starts.arg_sort(descending=True) if len(matches) else matches
+            found = ids.gather(matches.gather(order[:SUGGESTIONS])).to_list()
+        else:
+            told = list(self.labels)[: SUGGESTIONS // 2]
+            held = [ids[row] for row in list(self.parts)[: SUGGESTIONS - len(told)]]
+            found = [*told, *held]
+        return [{"id": user, "about": self._about(user)} for user in found]
+
+    def _about(self, user_id: str) -> str:
+        user = self.user(user_id)
+        told = ", interests in words" if user_id in self.labels else ""
+        return f"{user.part} user, {len(user.history)} items{told}"
+
+    def _items_like(self, text: str) -> list[dict[str, str]]:
+        found = self.items.lazy().filter(
+            pl.all_horizontal(
+                (pl.col("title") + " " + pl.col("item_id")).str.to_lowercase().str.contains(word.lower(), literal=True)
+                for word in text.split()
+            )
+        )
+        rows = found.head(SUGGESTIONS).select("item_id", "title").collect()  # by falling popularity
+        return [{"id": item, "title": title or item} for item, title in rows.iter_rows()]
+
+    def user(self, user_id: str) -> User:
+        """A user's history and what was held out of it.
+
+        Raises:
+            DataError: there is no such user, or no users are at hand.
+        """
+        if self.prepared is None:
+            raise DataError(self.missing)
+        row = self.prepared.user_ids.index_of(user_id)
+        if row is None:
+            raise DataError(f"user: {user_id!r} is not among the {len(self.prepared.user_ids):,} users; search first.")
+        sequences = self.prepared.sequences
+        start, end = int(sequences.offsets[row]), int(sequences.offsets[row + 1])
+        part, cut = self.parts.get(row, ("train", end))
+        ids = self.items["item_id"].gather(sequences.items[start:end] - 1).to_list()
+        return User(user_id, part, ids[: cut - start], ids[cut - start :])
+
+    def look(
+        self, history: Sequence[str], later: Sequence[str] = (), user_id: str = "", n: int = 10, diversity: float = 0.0
+    ) -> dict[str, Any]:
+        """A history as each run sees it.
+
+        Args:
+            history: item ids, oldest first.
+            later: items that were held out, marked where they are recommended.
+            user_id: whose explicit interests to show, if any.
+            n: length of the lists.
+            diversity: weight of the controllable aggregation of the merged list.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        if not 1 <= n <= 100:
+            raise ConfigError(f"n: must be 1 to 100, is {n}.")
+        if not 0 <= diversity <= 10:
+            raise ConfigError(f"diversity: must be 0 to 10, is {diversity}.")
+        label = self.labels.get(user_id)
+        words = label.interests if label is not None else ()
+        held = set(later)
+        runs = []
+        for run in self.runs:
+            attended = run.model.attended(history)
+            shown = [self._shown_by(one.items, label, history, attended) for one in words]
+            interests = [
+                {
+                    "words": [one.name for one, k_of in zip(words, shown, strict=True) if k_of == k],
+                    "history": [place for place, one in enumerate(attended) if one == k],
+                    "items": self._named(found, held),
+                }
+                for k, found in enumerate(run.model.recommend_by_interest(history, n))
+            ]
+            merged = self._named(run.model.recommend(history, n, diversity=diversity), held)
+            unmatched = [one.name for one, k_of in zip(words, shown, strict=True) if k_of is None]
+            runs.append({"name": run.name, "interests": interests, "merged": merged, "unmatched": unmatched})
+        title = self.runs[0].model.title
+        return {
+            "user": user_id,
+            "history": [{"id": item, "title": title(item) or item} for item in history],
+            "later": [{"id": item, "title": title(item) or item} for item in later],
+            "runs": runs,
+        }
+
+    @staticmethod
+    def _shown_by(
+        places: Sequence[int], label: Label | None, history: Sequence[str], attended: list[int | None]
+    ) -> int | None:
+        """The behavioural interest that attends to most of the items which an explicit one was made from."""
+        made_from = {label.history[place - 1] for place in places} if label is not None else set()
+        votes = [k for item, k in zip(history, attended, strict=True) if item in made_from and k is not None]
+        return max(sorted(set(votes)), key=votes.count) if votes else None
+
+    @staticmethod
+    def _named(found: list[Recommendation], held: set[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": one.item_id,
+                "title": one.title or one.item_id,
+                "score": round(one.score, 4),
+                "interest": one.interest,
+                "chosen": one.item_id in held,
+            }
+            for one in found
+        ]
+
+
+def open_runs(folders: Sequence[Path]) -> Explorer:
+    """Load runs to look at side by side.
+
+    Raises:
+        ArtifactError: a folder is no finished run, or the runs have different catalogues.
+    """
+    models = [load(folder) for folder in folders]
+    for folder, model in zip(folders, models, strict=True):
+        if not model.items["item_id"].equals(models[0].items["item_id"]):
+            raise ArtifactError(
+                f"{folder}: has another catalogue ({len(model.items):,} items) than {folders[0]} "
+                f"({len(models[0].items):,}); compare runs of the same prepared data."
+            )
+    names = _names([folder.resolve().parts for folder in folders])
+    runs = tuple(Run(name, model) for name, model in zip(names, models, strict=True))
+    config = models[0].config
+    try:
+        prepared = prepare(config.dataset, config.data.root, say=lambda _: None)
+    except (DataError, OSError) as error:
+        return Explorer(runs, missing=f"No users to choose from: {error}")
+    if not prepared.items["item_id"].equals(models[0].items["item_id"]):
+        missing = "No users to choose from: the prepared data are not those that the run was trained on."
+        return Explorer(runs, missing=missing)
+    held = split(prepared.sequences, config.split)
+    parts = {
+        int(user): (name, int(cut))
+        for name, one in (("validation", held.validation), ("test", held.test))
+        for user, cut in zip(one.user_idx, one.cut, strict=True)
+    }
+    sources = [model.config for model in models if model.config.eimf.enabled] or [config]
+    try:
+        known = set(prepared.user_ids)
+        labels = {one.user_id: one for one in read_labels(sources[0].label_source) if one.user_id in known}
+    except LabelError:
+        labels = {}
+    return Explorer(runs, prepared, labels=labels, parts=parts)
+
+
+def _names(folders: list[tuple[str, ...]]) -> list[str]:
+    """The folders without the parents that all have in common, but with one parent at least."""
+    same = 0
+    while all(len(one) - 2 > same and one[same] == folders[0][same] for one in folders):
+        same += 1
+    return ["/".join(one[same:]) for one in folders]

@@ -1,0 +1,98 @@
+"""A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eimf.backbones import BACKBONES, Backbone
+from eimf.config import Config, from_dict
+from eimf.data.sequences import Prepared
+from eimf.errors import ArtifactError
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+RUN, RESULTS = "run.json", "results.json"
+CHECKPOINT_KEY = "eimf"
+"""Where a checkpoint keeps the configuration, digests and version."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run; empty for runs of before it was written."""
+    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a finished run.
+
+    Raises:
+        ArtifactError: the run is not finished.
+    """
+    try:
+        return json.loads((folder / RESULTS).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
+
+
+def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
+    """The trained backbone of a run on these data, and the run's configuration.
+
+    Raises:
+        ArtifactError: no such run, or of other data.
+    """
+    checkpoint = read_checkpoint(folder)
+    check_data(checkpoint, prepared, folder)
+    return restore_backbone(checkpoint, folder)
+
+
+def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone, Config]:
+    """The backbone alone of a checkpoint, for evaluation, and the configuration that it was trained with.
+
+    Raises:
+        ArtifactError: the weights do not fit the configuration.
+    """
+    origin, prefix = checkpoint[CHECKPOINT_KEY], "backbone."
+    config = from_dict(origin["config"])
+    backbone = BACKBONES[config.backbone.name].build(config.backbone, origin["n_items"], config.data.max_len)
+    weights = checkpoint["state_dict"].items()
+    state = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
+        ) from None
+    return backbone.eval(), config
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run, read without executing anything in it (`weights_only`).
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by EIMF.
+    """
+    path = folder / BEST
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
+    return checkpoint
+
+
+def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:
+    """Refuse data other than those of the checkpoint.
+
+    Raises:
+        ArtifactError: names both digests.
+    """
+    wanted = checkpoint[CHECKPOINT_KEY]["data_digest"]
+    if wanted != prepared.digest:
+        raise ArtifactError(
+            f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
+            f"raw files of then, or train on these with: eimf train {folder}/config.yaml"
+        )
