@@ -190,7 +190,7 @@ def _recommend(options: argparse.Namespace) -> None:
         raise ConfigError(f"-n: must be at least 1, is {options.n}.")
     model = load(options.run_folder)
     if options.user is not None:
-        history = _history_of(options.user, model.config)
+        history = _history_of(options.user, options.run_folder, model.config)
     else:
         history = [part.strip() for part in options.history.split(",") if part.strip()]
     keep = {"filter_seen": not options.include_seen}
@@ -219,10 +219,11 @@ def _plain(text: str) -> Any:
     return Text(text or "(no title)")
 
 
-def _history_of(user_id: str, config: "Config") -> list[str]:
+def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:
     from eimf.data.sequences import prepare
+    from eimf.run_folder import read_results
 
-    prepared = prepare(config.dataset, config.data.root)
+    prepared = prepare(config.dataset, config.data.root, digest=read_results(run)["data_digest"])
     found = (prepared.user_ids == user_id).arg_max()
     if found is None or prepared.user_ids[found] != user_id:
         raise DataError(

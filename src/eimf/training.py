@@ -350,7 +350,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = (), say: Say = print) 
                 f"{folder}/config.yaml: its {section} section is not the one that {BEST} was trained with; restore "
                 "it, or train again."
             )
-    prepared = prepare(config.dataset, config.data.root, say)
+    prepared = prepare(config.dataset, config.data.root, say, checkpoint[CHECKPOINT_KEY]["data_digest"])
     check_data(checkpoint, prepared, folder)
     data = InteractionData(prepared, config)
     model = build_model(config, data)

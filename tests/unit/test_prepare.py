@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eimf.artifacts import new_artifact, read_manifest, sha256_file, write_text_atomic
-from eimf.config import DatasetConfig
+from eimf.config import DatasetConfig, load
 from eimf.data.download import TABLES
 from eimf.data.sequences import core_filter, load_prepared, prepare, statistics
 from eimf.errors import ArtifactError, DataError
@@ -214,3 +214,15 @@ def test_download_resumes_and_verifies(official, tmp_path, server: str, monkeypa
     wrong = replace(remote, sha256={"shop.csv": "0" * 64})
     with pytest.raises(DataError, match=r"SHA-256 is .*, must be 0000"):
         prepare(wrong, tmp_path)
+
+
+def test_data_of_a_known_digest_are_found_without_their_raw_files(tmp_path: Path) -> None:
+    table = tmp_path / "orders.csv"
+    rows = [f"u{user},i{item},{item}" for user in range(8) for item in range(8)]
+    table.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    dataset = load(None, ["dataset.name=shop", "dataset.source=table", f"dataset.interactions={table}"]).dataset
+    made = prepare(dataset, tmp_path / "data")
+    table.unlink()
+    assert prepare(dataset, tmp_path / "data", digest=made.digest).folder == made.folder
+    with pytest.raises(DataError, match=r"orders\.csv"):
+        prepare(dataset, tmp_path / "data", digest="0" * 64)

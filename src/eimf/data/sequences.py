@@ -140,19 +140,24 @@ def core_filter(
 
 
 def prepare(
-    dataset: DatasetConfig, root: str | Path = "data", say: Callable[[str], None] = lambda text: None
+    dataset: DatasetConfig, root: str | Path = "data", say: Callable[[str], None] = lambda text: None, digest: str = ""
 ) -> Prepared:
     """Prepare a data set, or load it if the same inputs and options were prepared before.
 
     Args:
         root: the data folder; the result lies in `<root>/prepared/<name>-<digest of inputs and options>/`.
         say: told what happens, a line at a time.
+        digest: of the content that a run was trained on; if data of that content lie there, they are taken, also where
+            the raw files have gone.
 
     Raises:
         DataError: the raw data are missing or unusable, or nobody survives the filter.
         ArtifactError: the result cannot be written, or was changed since.
     """
     root = Path(root)
+    for made in (root / "prepared").glob(f"{dataset.name}-*/") if digest else ():
+        if read_manifest(made, KIND).digest == digest:
+            return load_prepared(made)
     located = locate(dataset, root) if dataset.source != "demo" else None
     inputs = describe(located) if located else {}
     options = asdict(content_options(located.dataset if located else dataset))

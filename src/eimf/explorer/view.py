@@ -11,6 +11,7 @@ from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import split
 from eimf.errors import ArtifactError, ConfigError, DataError, LabelError
 from eimf.recommender import Recommendation, Recommender, load
+from eimf.run_folder import read_results
 from eimf.semantics.labels import Label, read_labels
 
 SUGGESTIONS = 8
@@ -203,7 +204,7 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     runs = tuple(Run(name, model) for name, model in zip(names, models, strict=True))
     config = models[0].config
     try:
-        prepared = prepare(config.dataset, config.data.root, say=lambda _: None)
+        prepared = prepare(config.dataset, config.data.root, digest=read_results(folders[0])["data_digest"])
     except (DataError, OSError) as error:
         return Explorer(runs, missing=f"No users to choose from: {error}")
     if not prepared.items["item_id"].equals(models[0].items["item_id"]):

@@ -61,7 +61,7 @@ def _run(folder: Path) -> list[Section]:
     results = read_results(folder)
     config = load(folder / "config.yaml")
     part = "test" if "test" in results else "val"
-    prepared = prepare(config.dataset, config.data.root)
+    prepared = prepare(config.dataset, config.data.root, digest=results["data_digest"])
     if prepared.digest != results["data_digest"]:
         raise ArtifactError(f"{folder}: was made from data {results['data_digest'][:12]}, not {prepared.digest[:12]}.")
     data = InteractionData(prepared, config)
