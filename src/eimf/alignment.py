@@ -2,7 +2,7 @@
 
 Nothing here is in the inference graph: the head lives beside the backbone and is dropped when a run is served. The
 paper (arXiv 2411.09410) names the two tasks; how they are computed is our reading, listed under *Choices* in
-docs/choices.md and open to ablation.
+docs/explanation/choices.md and open to ablation.
 
 Shapes: B labelled samples, K behavioural interests, S explicit interests, D and D_text their dimensions, P pairs.
 """
