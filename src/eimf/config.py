@@ -230,7 +230,7 @@ class EIMFConfig:
     """Which behavioural interest belongs to which explicit one."""
     temperature: float = option(0.1, low=1e-3)
     """Of the contrast, and of soft matching."""
-    samples_per_step: int = option(64, low=1)
+    samples_per_step: int = option(32, low=1)
     """Samples of labelled users that every training step sees beside its batch (labelled users are few)."""
     warmup_epochs: int = option(0, low=0)
     """Epochs over which both weights rise from 0."""

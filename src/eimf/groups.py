@@ -9,6 +9,7 @@ from eimf.data.sequences import Sequences
 from eimf.data.splits import Holdout
 
 HISTORY, POPULARITY, NEARNESS = "history length", "popularity of targets", "nearest labelled user"
+BREADTH = "categories in the history"
 
 
 def group_users(
@@ -16,26 +17,36 @@ def group_users(
     held: Holdout,
     item_counts: Int[np.ndarray, " I_plus_1"],
     distance: Float[np.ndarray, " U"] | None = None,
+    categories: Int[np.ndarray, " I_plus_1"] | None = None,
 ) -> pl.DataFrame:
     """Put every held-out user into one level of each group; levels are about equally large.
 
     Args:
         item_counts: occurrences in the training interactions. Head, torso and tail items each make a third of them.
         distance: of each held-out user to the nearest labelled one, see `distance_to_labelled`.
+        categories: number of each item's category, 0 where unknown; how many a history has tells how many interests a
+            user may have.
 
     Returns:
         `user_idx: i32, group: str, level: str`, in the order of `held` within a group.
     """
     user = held.user_idx.astype(np.int32)
-    lengths = held.cut - held.start
-    low, high = np.quantile(lengths, [1 / 3, 2 / 3])
-    long = np.where(lengths <= low, f"up to {low:.0f} items", f"more than {high:.0f} items")
-    long = np.where((lengths > low) & (lengths <= high), f"{low + 1:.0f} to {high:.0f} items", long)
-    levels = {HISTORY: long, POPULARITY: _popularity(sequences, held, item_counts)}
+    levels = {HISTORY: _thirds(held.cut - held.start, "items"), POPULARITY: _popularity(sequences, held, item_counts)}
+    if categories is not None and (categories > 0).any():
+        kinds = categories[sequences.items]
+        breadth = np.array([len(np.unique(kinds[a:b])) for a, b in zip(held.start, held.cut, strict=True)])
+        levels[BREADTH] = _thirds(breadth, "categories")
     if distance is not None:
         levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
     parts = [pl.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
     return pl.concat(parts)
+
+
+def _thirds(counts: np.ndarray, what: str) -> np.ndarray:
+    """Names of the lower, middle and upper third."""
+    low, high = np.quantile(counts, [1 / 3, 2 / 3])
+    names = np.where(counts <= low, f"up to {low:.0f} {what}", f"more than {high:.0f} {what}")
+    return np.where((counts > low) & (counts <= high), f"{low + 1:.0f} to {high:.0f} {what}", names)
 
 
 def _popularity(sequences: Sequences, held: Holdout, item_counts: np.ndarray) -> np.ndarray:

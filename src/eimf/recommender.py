@@ -59,6 +59,10 @@ class Recommender:
         """Title of an item, empty where unknown."""
         return self._titles[self._number.get(item_id, 0)]
 
+    def knows(self, item_id: str) -> bool:
+        """Whether an item is in the catalogue."""
+        return item_id in self._number
+
     def interests(self, history: Sequence[str]) -> torch.Tensor:
         """Interest vectors [K, D] of a history of item ids, oldest first.
 

@@ -166,7 +166,7 @@ def group_held_out(data: InteractionData, part: str, say: Say) -> pl_frames.Data
         trained = user_vectors(sequences, data.split.train, titles)
         near = user_vectors(sequences, Spans(held.user_idx, held.start, held.cut), titles)
         distance = distance_to_labelled(near, trained[supervision.span_row.numpy()])
-    return group_users(sequences, held, data.item_counts.numpy(), distance)
+    return group_users(sequences, held, data.item_counts.numpy(), distance, data.prepared.categories)
 
 
 def build_model(config: Config, data: InteractionData, train: bool = False, labels: str = "") -> MultiInterestModel:

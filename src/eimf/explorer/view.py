@@ -10,6 +10,7 @@ import polars as pl
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import split
 from eimf.errors import ArtifactError, ConfigError, DataError, LabelError
+from eimf.naming import behind_words
 from eimf.recommender import Recommendation, Recommender, load
 from eimf.run_folder import read_results
 from eimf.semantics.labels import Label, read_labels
@@ -144,7 +145,7 @@ class Explorer:
         runs = []
         for run in self.runs:
             attended = run.model.attended(history)
-            shown = [self._shown_by(one.items, label, history, attended) for one in words]
+            shown = behind_words(label, history, attended) if label is not None else []
             interests = [
                 {
                     "words": [one.name for one, k_of in zip(words, shown, strict=True) if k_of == k],
@@ -163,15 +164,6 @@ class Explorer:
             "later": [{"id": item, "title": title(item) or item} for item in later],
             "runs": runs,
         }
-
-    @staticmethod
-    def _shown_by(
-        places: Sequence[int], label: Label | None, history: Sequence[str], attended: list[int | None]
-    ) -> int | None:
-        """The behavioural interest that attends to most of the items which an explicit one was made from."""
-        made_from = {label.history[place - 1] for place in places} if label is not None else set()
-        votes = [k for item, k in zip(history, attended, strict=True) if item in made_from and k is not None]
-        return max(sorted(set(votes)), key=votes.count) if votes else None
 
     @staticmethod
     def _named(found: list[Recommendation], held: set[str]) -> list[dict[str, Any]]:

@@ -50,14 +50,14 @@ def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     return draw(paint)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], x: str) -> str:
-    """A point with its interval for each name; the line is zero."""
+def intervals(rows: Sequence[tuple[str, float, float, float]], x: str, base: float = 0.0) -> str:
+    """A point with its interval for each name; the line is at `base`."""
 
     def paint(axes: Axes) -> None:
         for n, (_, mid, low, high) in enumerate(rows):
             axes.plot([low, high], [n, n], color=COLOURS[0])
             axes.plot([mid], [n], "o", color=COLOURS[0])
-        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(base, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel(x)
@@ -65,8 +65,12 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x: str) -> str:
     return draw(paint, 1.2 + 0.3 * len(rows))
 
 
-def points(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], large: str) -> str:
-    """A scatter; the group `large` is drawn on top with stars."""
+def points(
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    large: str,
+    words: Sequence[tuple[float, float, str]] = (),
+) -> str:
+    """A scatter; the group `large` is drawn on top with stars, `words` are written at their places."""
 
     def paint(axes: Axes) -> None:
         for n, (name, (xs, ys)) in enumerate(groups.items()):
@@ -74,6 +78,8 @@ def points(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], large:
                 axes.scatter(xs, ys, s=90, marker="*", color=INK, label=name)
             else:
                 axes.scatter(xs, ys, s=9, marker=MARKERS[n % 6], color=COLOURS[n % 6], alpha=0.7, label=name)
+        for x, y, text in words:
+            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK, clip_on=True)
         axes.set(xlabel="first principal component", ylabel="second principal component")
         axes.legend(labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -5,6 +5,15 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 
 
+class Cell(NamedTuple):
+    """A table cell with more than its text."""
+
+    text: str
+    style: str = ""
+    """`best` (bold), `second` (underlined) or nothing."""
+    link: str = ""
+
+
 class Section(NamedTuple):
     """A part of the page."""
 
@@ -16,7 +25,9 @@ class Section(NamedTuple):
     code: str = ""
 
 
-TEMPLATE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+TEMPLATE = """{% macro show(cell) %}{% if cell.text is not defined %}{{ cell }}{% elif cell.link %}
+<a href="{{ cell.link }}">{{ cell.text }}</a>{% else %}<span class="{{ cell.style }}">{{ cell.text }}</span>{% endif %}
+{% endmacro %}<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--rule:#d0d7de}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--rule:#30363d}}
@@ -25,18 +36,24 @@ body{color:var(--ink);background:var(--paper);font:16px/1.5 system-ui,sans-serif
 max-width:52rem;margin:auto;padding:1rem}
 svg{max-width:100%;height:auto;display:block}.wide{overflow-x:auto}pre{overflow-x:auto;font-size:.8rem}
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid var(--rule);text-align:right}
+.best{font-weight:700}.second{text-decoration:underline}a{color:inherit}
 td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
 </style></head><body><h1>{{ title }}</h1>
 {% for one in sections %}<section><h2>{{ one.title }}</h2>
 {% for line in one.text %}<p>{{ line }}</p>{% endfor %}
 {% if one.rows %}<div class="wide"><table><thead><tr>
 {% for name in one.head %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in one.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tbody>{% for row in one.rows %}<tr>{% for cell in row %}<td>{{ show(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endif %}
 {% for chart in one.charts %}<figure class="wide" style="margin:1rem 0">{{ chart|safe }}</figure>{% endfor %}
 {% if one.code %}<pre>{{ one.code }}</pre>{% endif %}</section>
 {% endfor %}</body></html>
 """
+
+
+def number(value: Any) -> str:
+    """A number as the tables show it; nothing for None."""
+    return f"{value:.4f}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
 def render(title: str, sections: list[Section]) -> str:

@@ -472,7 +472,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[Label]:
         LabelError: missing, unreadable, or without a single label.
     """
     path = Path(path)
-    if _is_sqlite(path):
+    if is_cache(path):
         with LabelCache(path, read_only=True) as cache:
             labels = cache.labels()
         if not labels:
@@ -591,7 +591,7 @@ def _has_surrogate(text: str) -> bool:
     return re.search(r"[\ud800-\udfff]", text) is not None
 
 
-def _is_sqlite(path: Path) -> bool:
+def is_cache(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(16) == b"SQLite format 3\0"

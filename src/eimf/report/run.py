@@ -1,0 +1,208 @@
+"""What the page says about one run, from the files in its folder and the prepared data."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from eimf.callbacks import read_curves
+from eimf.config import Config, load
+from eimf.data.batch import gather_history
+from eimf.data.datamodule import InteractionData
+from eimf.data.sequences import Prepared, prepare
+from eimf.data.splits import Holdout
+from eimf.errors import ArtifactError, LabelError
+from eimf.naming import behind_words
+from eimf.recommender import Recommender
+from eimf.recommender import load as load_model
+from eimf.recovery import attended, recovery
+from eimf.report.figures import intervals, lines, points
+from eimf.report.page import Section, number
+from eimf.run_folder import read_results
+from eimf.semantics.labels import LabelCache, is_cache, read_labels
+from eimf.training import group_held_out
+
+USE = ("interest_cosine", "interests_used", "hit_share")
+LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")
+
+
+def _place(level: str) -> int:
+    """Where a level stands in its group's order; those of no name are between the lowest and the highest."""
+    return next((n for n, start in enumerate(LEVELS) if level.startswith(start)), 2)
+
+
+def describe_run(folder: Path) -> list[Section]:
+    results = read_results(folder)
+    config = load(folder / "config.yaml")
+    part = "test" if "test" in results else "val"
+    prepared = prepare(config.dataset, config.data.root, digest=results["data_digest"])
+    if prepared.digest != results["data_digest"]:
+        raise ArtifactError(f"{folder}: was made from data {results['data_digest'][:12]}, not {prepared.digest[:12]}.")
+    data = InteractionData(prepared, config)
+    held = data.split.test if part == "test" else data.split.validation
+    shown = next(name for name in results[part] if name.startswith("recall@"))
+    summary = results[part]
+    answer = (
+        f"{config.backbone.name} on {config.dataset.name} ({config.split.kind} split, seed {config.seed}) finds "
+        f"{summary[shown]:.2f} of what {part} users choose next among {shown.split('@')[1]} recommendations."
+    )
+    keys = [key for key in summary if not key.startswith(("untied/", *USE))]
+    rows = tuple(
+        (key, *(number(results.get(p, {}).get(key)) for p in ("val", "test")), number(summary.get(f"untied/{key}")))
+        for key in keys
+    )
+    head = ("metric", "val", "test", f"{part}, untied")
+    if not any(row[-1] for row in rows):
+        rows, head = tuple(row[:-1] for row in rows), head[:-1]
+    sections = [Section("Result", (answer,), head, rows)]
+    sections.append(Section("Learning curves", charts=_curves(folder)))
+    name, k = shown.split("@")
+    values = pl.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
+    groups = group_held_out(data, part, lambda _: None)
+    table = (
+        groups.join(values.with_columns(pl.col("user_idx").cast(pl.Int32)), on="user_idx")
+        .group_by("group", "level")
+        .agg(pl.len().alias("users"), pl.col("value").mean(), pl.col("value").std().alias("spread"))
+        .sort("group", pl.col("level").map_elements(_place, pl.Int64))
+    )
+    sections.append(_groups(table, shown, summary[shown]))
+    curve = results.get("trade_off", {}).get(part, [])
+    if len(curve) > 1:
+        sections.append(_trade_off(curve, shown))
+    used = tuple((key, number(value)) for key, value in summary.items() if key.startswith(USE))
+    if used:
+        text = (
+            "interest_cosine: how alike a user's interest vectors are (1: all the same). interests_used: how many of "
+            "them, in effect, fill his list. hit_share: which interest brought the hits."
+        )
+        sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
+    sections += _model_sections(folder, data, held)
+    costs = tuple((key.replace("_", " "), number(value)) for key, value in results.get("costs", {}).items())
+    costs += _label_costs(config)
+    if costs:
+        sections.append(Section("Costs", head=("what", "value"), rows=costs))
+    origin = (folder / "run.json").read_text() if (folder / "run.json").is_file() else "no run.json\n"
+    code = f"eimf train {folder}/config.yaml\n\n{origin}\n{(folder / 'config.yaml').read_text()}"
+    return [*sections, Section("Repeat it", code=code)]
+
+
+def _groups(table: pl.DataFrame, shown: str, mean: float) -> Section:
+    """The metric by level of each group, with normal 95% intervals of the mean."""
+    rows = tuple((g, level, users, number(value)) for g, level, users, value, _ in table.iter_rows())
+    bars = []
+    for group, level, users, value, spread in table.iter_rows():
+        error = 1.96 * (spread or 0.0) / users**0.5
+        bars.append((f"{group}: {level}", value, max(value - error, 0.0), value + error))
+    chart = intervals(bars, f"{shown}, 95% interval of the mean; the line is the mean of all", mean)
+    return Section("Groups of users", head=("group", "level", "users", shown), rows=rows, charts=(chart,))
+
+
+def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
+    """Replies, tokens and seconds that the explicit interests took, where a label cache knows them."""
+    if not config.eimf.enabled or not is_cache(config.label_source):
+        return ()
+    with LabelCache(config.label_source, read_only=True) as cache:
+        records = cache.records()
+    total = {
+        "replies of the LLM": len(records),
+        "tokens in": sum(one.tokens_in for one in records),
+        "tokens out": sum(one.tokens_out for one in records),
+        "seconds of the LLM": round(sum(one.seconds for one in records)),
+    }
+    return tuple((name, f"{value:,}") for name, value in total.items())
+
+
+def _trade_off(curve: list[dict[str, float]], shown: str) -> Section:
+    """Accuracy against diversity over the weights of the controllable aggregation."""
+    wider = shown.replace("recall", "diversity")
+    line = {"lambda, rising from left to right": ([one[wider] for one in curve], [one[shown] for one in curve])}
+    rows = tuple(
+        (f"{one['lambda']:g}", *(number(value) for name, value in one.items() if name != "lambda")) for one in curve
+    )
+    chart = lines(line, f"{wider}: share of pairs of different categories", shown)
+    return Section("Accuracy against diversity", head=tuple(curve[0]), rows=rows, charts=(chart,))
+
+
+def _curves(folder: Path) -> tuple[str, ...]:
+    rows = read_curves(folder / "metrics.csv")
+    charts = []
+    for prefix, label in (("train/", "training loss (nats)"), ("val/recall", "recall, validation users")):
+        names = [name for name in (rows[0] if rows else {}) if name.startswith(prefix)]
+        curves = {}
+        for name in names:
+            logged = [row for row in rows if name in row]
+            curves[name] = ([row["epoch"] for row in logged], [row[name] for row in logged])
+        if curves:
+            charts.append(lines(curves, "epoch", label))
+    return tuple(charts)
+
+
+def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[Section]:
+    """The interest map, and how well true interests are found where a simulator knows them."""
+    model, prepared = load_model(folder), data.prepared
+    sequences, length = prepared.sequences, model.config.data.max_len
+    start, cut = torch.from_numpy(held.start), torch.from_numpy(held.cut)
+    history = gather_history(torch.tensor(sequences.items, dtype=torch.long), start, cut, length)
+    with torch.inference_mode():
+        found = [model.backbone(part) for part in history.split(512)]
+    sections = [_map(model, prepared, np.concatenate([one.vectors[:5].float().numpy() for one in found])[:5])]
+    if sequences.interests is not None and all(one.routing is not None for one in found):
+        routing = np.concatenate([one.routing.float().numpy() for one in found if one.routing is not None])
+        causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)
+        true = torch.where(history > 0, causes, -1).numpy()
+        got = recovery(attended(routing), true[:, -routing.shape[2] :])
+        rows = tuple((key.replace("_", " "), number(value)) for key, value in got._asdict().items())
+        text = (
+            "The simulator knows which interest caused each purchase. Compared, for each user, with the interest that "
+            "attends to it most: adjusted mutual information (0 is chance, 1 the same grouping), and accuracy under "
+            "the best matching, beside that of putting everything into one interest."
+        )
+        sections.append(Section("Recovery of the true interests", (text,), ("measure", "value"), rows))
+    return sections
+
+
+def _map(model: Recommender, prepared: Prepared, vectors: np.ndarray) -> Section:
+    """Items by their two first principal components, with a few users' interests: in words, where there are any."""
+    with torch.inference_mode():
+        items = model.backbone.item_vectors().float().numpy()[1:]
+    centre = items.mean(axis=0)
+    axes = np.linalg.svd(items - centre, full_matrices=False)[2][:2]
+    flat = (items - centre) @ axes.T
+    kinds = prepared.categories[1:]
+    common = [int(kind) for kind in np.argsort(-np.bincount(kinds))[:6]]
+    names = prepared.items["categories"].list.last()
+    groups = {}
+    for kind in common:
+        where = np.flatnonzero(kinds == kind)
+        if len(where):
+            groups[str(names[int(where[0])] or "unknown")[:24]] = tuple(flat[where].T.tolist())
+    told = _told(model)
+    if told:
+        vectors = np.stack([vector for vector, _ in told])
+    places = (vectors.reshape(-1, vectors.shape[-1]) - centre) @ axes.T
+    words = [(float(x), float(y), text) for (x, y), (_, text) in zip(places, told, strict=True)] if told else []
+    stars = "interests in words" if told else "interests of 5 users"
+    groups[stars] = tuple(places.T.tolist())
+    text = "Stars: interests of labelled users, where the explicit interest beside them is matched to." if told else ""
+    return Section("Map of items and interests", (text,) if text else (), charts=(points(groups, stars, words),))
+
+
+def _told(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
+    """Behavioural interest vectors of a few labelled users, with the words of the explicit interests behind them."""
+    config = model.config
+    if not config.eimf.enabled:
+        return []
+    try:
+        labels = read_labels(config.label_source)
+    except LabelError:
+        return []
+    found: list[tuple[np.ndarray, str]] = []
+    for label in labels:
+        history = [item for item in label.history if model.knows(item)]
+        if len(found) >= count or not history:
+            continue
+        vectors, places = model.interests(history).numpy(), behind_words(label, history, model.attended(history))
+        named = [(k, one.name) for one, k in zip(label.interests, places, strict=True) if k is not None]
+        found += [(vectors[k], name if len(name) <= 40 else f"{name[:39]}…") for k, name in named[:2]]
+    return found[:count]

@@ -1,0 +1,110 @@
+"""What the page says about a suite: its table, lifts, curves, groups and costs."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from eimf.callbacks import read_curves
+from eimf.config import load
+from eimf.groups import POPULARITY
+from eimf.report.figures import intervals, lines
+from eimf.report.page import Cell, Section, number
+
+
+def describe_suite(folder: Path) -> list[Section]:
+    """Sections about a compared suite."""
+    found = json.loads((folder / "comparison" / "comparison.json").read_text())
+    sections = [Section("Result", (found["question"], *found["sentences"], _note(found)), *_table(found))]
+    charts = []
+    for metric in found["metrics"]:
+        cells = [(name, one[metric]) for name, one in found["cells"].items() if one[metric]["lift"] is not None]
+        bars = [(name, *(100 * one[key] for key in ("lift", "low", "high"))) for name, one in cells]
+        if bars:
+            charts.append(intervals(bars, f"lift in {metric} over {found['baseline']} (%), 95% interval"))
+    sections.append(Section("Lifts", charts=tuple(charts)))
+    if curves := _curves(found):
+        sections.append(Section("Learning curves", ("The first seed of each variant.",), charts=curves))
+    sections += _groups(folder, found)
+    names = list(dict.fromkeys(name for one in found["costs"].values() for name in one))
+    costs = tuple((name, *(number(one.get(key)) for key in names)) for name, one in found["costs"].items())
+    sections.append(Section("Costs", head=("variant", *(n.replace("_", " ") for n in names)), rows=costs))
+    return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(folder, found))]
+
+
+def _note(found: dict[str, Any]) -> str:
+    part = "test" if found["part"] == "test" else "validation"
+    return (
+        f"Means ± standard deviations over seeds, {part} users. Best bold, second underlined; * significant at 0.05 by "
+        f"paired bootstrap over users and seeds against {found['baseline']}, with Holm's correction over the table."
+    )
+
+
+def _table(found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    head = ("variant", *(text for metric in found["metrics"] for text in (metric, "lift")))
+    rows = []
+    for variant, cells in found["cells"].items():
+        row: list[Any] = [variant]
+        for metric in found["metrics"]:
+            one = cells[metric]
+            order = sorted((each[metric]["mean"] for each in found["cells"].values()), reverse=True)
+            style = {0: "best", 1: "second"}.get(order.index(one["mean"]), "")
+            spread = "" if one["deviation"] is None else f" ± {one['deviation']:.4f}"
+            lift = "" if one["lift"] is None else f"{one['lift']:+.1%}{'*' if one['p'] < 0.05 else ''}"
+            row += [Cell(f"{one['mean']:.4f}{spread}", style), lift]
+        rows.append(tuple(row))
+    return head, tuple(rows)
+
+
+def _curves(found: dict[str, Any]) -> tuple[str, ...]:
+    """The monitored validation metric of each variant over its epochs."""
+    curves, monitors = {}, set()
+    for variant, seeds in found["runs"].items():
+        folder = Path(next(iter(seeds.values()), ""))
+        rows = read_curves(folder / "metrics.csv")
+        if rows:
+            monitor = load(folder / "config.yaml").monitor
+            logged = [row for row in rows if monitor in row]
+            curves[variant] = ([row["epoch"] for row in logged], [row[monitor] for row in logged])
+            monitors.add(monitor)
+    return (lines(curves, "epoch", " or ".join(sorted(monitors))),) if curves else ()
+
+
+def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
+    path = folder / "comparison" / "groups.csv"
+    if not path.is_file():
+        return []
+    table = pl.read_csv(path)
+    rows = tuple(
+        (
+            one["group"],
+            one["level"],
+            one["users"],
+            one["variant"],
+            number(one["baseline"]),
+            f"{one['lift']:+.1%}",
+            f"{one['low']:+.1%} to {one['high']:+.1%}",
+        )
+        for one in table.iter_rows(named=True)
+    )
+    bars = [
+        (f"{one['variant']}: {one['level']}", *(100 * one[key] for key in ("lift", "low", "high")))
+        for one in table.filter(group=POPULARITY).sort("variant", maintain_order=True).iter_rows(named=True)
+    ]
+    metric = found["metrics"][0]
+    charts = (intervals(bars, f"lift in {metric} (%) by popularity of the targets, 95% interval"),) if bars else ()
+    head = ("group", "level", "users", "variant", "baseline", "lift", "95% interval")
+    text = "For looking, not for claims: nothing is corrected for the number of groups."
+    return [Section(f"Lifts in {metric} by groups of users", (text,), head, rows, charts)]
+
+
+def _runs(folder: Path, found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    rows = []
+    for variant, seeds in found["runs"].items():
+        for seed, path in seeds.items():
+            page = Path(path) / "report.html"
+            link = Path(os.path.relpath(page, folder)).as_posix() if page.is_file() else ""
+            rows.append((variant, seed, Cell(path, link=link)))
+    return ("variant", "seed", "folder"), tuple(rows)
