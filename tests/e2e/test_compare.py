@@ -146,6 +146,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     assert set(pl.read_csv(folder / "comparison" / "groups.csv")["group"]) == {
         "history length",
         "popularity of targets",
+        "categories in the history",
     }
 
 

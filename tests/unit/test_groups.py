@@ -2,7 +2,7 @@ import numpy as np
 
 from eimf.data.sequences import Sequences
 from eimf.data.splits import Holdout
-from eimf.groups import HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
+from eimf.groups import BREADTH, HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
 
 
 def held_out() -> tuple[Sequences, Holdout]:
@@ -23,6 +23,16 @@ def test_every_user_is_in_one_level_of_each_group() -> None:
     # Targets: user 0 has items 1 and 2, user 1 item 3, user 2 item 4.
     assert [level[POPULARITY, user] for user in range(3)] == ["head", "tail", "tail"]
     assert [level[NEARNESS, user] for user in range(3)] == ["near", "far", "near"]
+
+
+def test_breadth_counts_the_categories_of_the_history() -> None:
+    sequences, held = held_out()
+    found = group_users(sequences, held, np.arange(5), categories=np.array([0, 1, 1, 2, 3]))
+    level = {user: name for user, group, name in found.rows() if group == BREADTH}
+    # Histories: item 1 | items 2 and 3 categories 1 and 2 | categories 1, 2 and 3.
+    assert level[0] == "up to 1 categories"
+    assert level[0] != level[2]
+    assert BREADTH not in group_users(sequences, held, np.arange(5), categories=np.zeros(5, np.int64))["group"].to_list()
 
 
 def test_distance_is_to_the_nearest() -> None:
