@@ -46,7 +46,8 @@ td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
 <tbody>{% for row in one.rows %}<tr>{% for cell in row %}<td>{{ show(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endif %}
 {% for chart in one.charts %}<figure class="wide" style="margin:1rem 0">{{ chart|safe }}</figure>{% endfor %}
-{% if one.code %}<pre>{{ one.code }}</pre>{% endif %}</section>
+{% if one.code %}<details><summary>commands and settings</summary>
+<pre>{{ one.code }}</pre></details>{% endif %}</section>
 {% endfor %}</body></html>
 """
 

@@ -94,7 +94,7 @@ def _groups(table: pl.DataFrame, shown: str, mean: float) -> Section:
     for group, level, users, value, spread in table.iter_rows():
         error = 1.96 * (spread or 0.0) / users**0.5
         bars.append((f"{group}: {level}", value, max(value - error, 0.0), value + error))
-    chart = intervals(bars, f"{shown}, 95% interval of the mean; the line is the mean of all", mean)
+    chart = intervals(bars, f"{shown} with 95% interval; line: all users", mean)
     return Section("Groups of users", head=("group", "level", "users", shown), rows=rows, charts=(chart,))
 
 
