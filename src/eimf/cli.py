@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--eimf", action="store_true", help="train with explicit interests (eimf.enabled=true)")
 
     experiment(command("prepare", _prepare, "download, filter and number a data set; print its statistics"))
+    simulate = command("simulate", _simulate, "write a simulated shop of any size as Parquet, to try what growth costs")
+    simulate.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder")
+    simulate.add_argument("--users", type=int, default=100_000)
+    simulate.add_argument("--items", type=int, default=100_000)
+    simulate.add_argument("--mean-length", type=float, default=50.0, help="interactions of a user (default 50)")
+    simulate.add_argument("--seed", type=int, default=0)
     train = command("train", _train, "train a model, evaluate it, and write its run folder")
     experiment(train)
     train.add_argument("--resume", metavar="RUN", type=Path, help="continue an interrupted run from its last epoch")
@@ -141,6 +147,21 @@ def _prepare(options: argparse.Namespace) -> None:
     config = _load(options)
     prepared = prepare(config.dataset, config.data.root, _say)
     print_statistics(prepared)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from eimf.config import load
+    from eimf.data.shop import write_shop
+
+    wanted = {"n_users": options.users, "n_items": options.items}
+    wanted |= {"mean_length": options.mean_length, "seed": options.seed}
+    config = load(None, [f"dataset.demo.{name}={value}" for name, value in wanted.items()]).dataset.demo
+    write_shop(options.folder, config, _say)
+    _say(f"written: {options.folder}/interactions.parquet, items.parquet")
+    _say(
+        f"try:     eimf train dataset.source=table dataset.name={options.folder.name} "
+        f"dataset.interactions={options.folder}/interactions.parquet dataset.items={options.folder}/items.parquet"
+    )
 
 
 def _train(options: argparse.Namespace) -> None:

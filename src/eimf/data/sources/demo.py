@@ -5,6 +5,8 @@ time, browses within one for a while, often takes the neighbour of the last item
 something unrelated. Which theme each purchase came from is kept, so that the recovery of interests can be measured.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import polars as pl
 
@@ -52,24 +54,46 @@ _COLORS = ["Black", "Sand", "Teal", "Coral", "Slate", "Ivory", "Moss", "Plum"]
 _PACKS = ["", " (2-Pack)", " (Gift Set)", ", Large", ", Small", ", 2nd Edition"]
 
 
+class Shop(NamedTuple):
+    """A catalogue without its texts: items of a theme are neighbours."""
+
+    themes: list[tuple[str, str]]
+    """Department and style."""
+    share: np.ndarray
+    """f64[T]: how many users have the theme."""
+    sizes: np.ndarray
+    """i64[T]: number of items of each theme."""
+    starts: np.ndarray
+    """i64[T + 1]: first item of each theme; the last one is the number of items."""
+
+
 def simulate(config: DemoConfig) -> RawData:
     """Generate the shop. Time and memory are linear in users x mean length; no step loops over users."""
     rng = np.random.default_rng(config.seed)
+    shop = furnish(rng, config.n_items)
+    interactions = browse(rng, shop, config.n_users, config.mean_length)
+    return RawData(interactions, describe(rng, shop))
+
+
+def furnish(rng: np.random.Generator, n_items: int) -> Shop:
+    """Choose themes and how many items each has."""
     themes = _themes()
-    theme_share = rng.dirichlet(np.full(len(themes), 3.0))
-    sizes = np.maximum(rng.multinomial(config.n_items, 0.5 * theme_share + 0.5 / len(themes)), 3)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    n_items = int(starts[-1])
-    user, item, interest, time = _histories(rng, config, theme_share, sizes, starts)
-    interactions = pl.DataFrame(
+    share = rng.dirichlet(np.full(len(themes), 3.0))
+    sizes = np.maximum(rng.multinomial(n_items, 0.5 * share + 0.5 / len(themes)), 3)
+    return Shop(themes, share, sizes, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def browse(rng: np.random.Generator, shop: Shop, n_users: int, mean_length: float, first: int = 0) -> pl.DataFrame:
+    """Interactions of users numbered from `first`: `user_id, item_id, timestamp, interest`."""
+    user, item, interest, time = _histories(rng, n_users, mean_length, shop)
+    return pl.DataFrame(
         {
-            "user_id": pl.Series(user).cast(pl.String).str.zfill(6).str.pad_start(7, "u"),
+            "user_id": pl.Series(first + user).cast(pl.String).str.zfill(6).str.pad_start(7, "u"),
             "item_id": _item_ids(item),
             "timestamp": time,
             "interest": interest.astype(np.int32),
         }
     )
-    return RawData(interactions, _catalogue(rng, n_items, starts, themes))
 
 
 def _themes() -> list[tuple[str, str]]:
@@ -86,11 +110,13 @@ def _log_uniform(rng: np.random.Generator, n: int | np.ndarray, size: int) -> np
 
 
 def _histories(
-    rng: np.random.Generator, config: DemoConfig, share: np.ndarray, sizes: np.ndarray, starts: np.ndarray
+    rng: np.random.Generator, n: int, mean_length: float, shop: Shop
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Users, items, true themes and times of all interactions, by user and time, no item twice for a user."""
-    n, everyone = config.n_users, np.arange(config.n_users)
-    length = np.minimum(5 + rng.exponential(max(config.mean_length - 5, 1e-9), n), MAX_LENGTH).astype(np.int64)
+    _, share, sizes, starts = shop
+    everyone = np.arange(n)
+    longest = max(MAX_LENGTH, int(3 * mean_length))
+    length = np.minimum(5 + rng.exponential(max(mean_length - 5, 1e-9), n), longest).astype(np.int64)
     n_interests = rng.choice(np.arange(1, MAX_INTERESTS + 1), n, p=[0.15, 0.3, 0.3, 0.15, 0.1])
     theme = rng.choice(len(share), (n, MAX_INTERESTS), p=share)
     weight = rng.gamma(1.5, 1.0, (n, MAX_INTERESTS)) * (np.arange(MAX_INTERESTS) < n_interests[:, None])
@@ -128,8 +154,9 @@ def _histories(
     return user[keep], item[keep], interest[keep], time[keep]
 
 
-def _catalogue(rng: np.random.Generator, n: int, starts: np.ndarray, themes: list[tuple[str, str]]) -> pl.DataFrame:
-    """Titles such as "Norvik Folding Camp Stove, Teal (2-Pack)"."""
+def describe(rng: np.random.Generator, shop: Shop) -> pl.DataFrame:
+    """Items with titles such as "Norvik Folding Camp Stove, Teal (2-Pack)"."""
+    themes, starts, n = shop.themes, shop.starts, int(shop.starts[-1])
     theme = np.searchsorted(starts, np.arange(n), side="right") - 1
     kind, adjective, color = rng.integers(0, 6, n), rng.integers(0, 5, n), rng.integers(0, len(_COLORS), n)
     pack = rng.choice(len(_PACKS), n, p=[0.6, 0.1, 0.1, 0.08, 0.08, 0.04])

@@ -1,0 +1,45 @@
+"""A simulated shop of any size, written as Parquet a part at a time: for trying what growth costs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from eimf.artifacts import new_artifact
+from eimf.config import DemoConfig
+from eimf.data.sources import demo
+from eimf.errors import DataError
+
+USERS_AT_A_TIME = 100_000
+
+
+def write_shop(
+    folder: Path, config: DemoConfig, say: Callable[[str], None] = print, users_at_a_time: int = USERS_AT_A_TIME
+) -> None:
+    """Write `interactions.parquet` (user_id, item_id, timestamp) and `items.parquet` of a simulated shop.
+
+    Memory is that of `users_at_a_time` users and the catalogue. The same configuration gives the same files; a part of
+    the users is not the shop of fewer users, as `source: demo` would have it.
+
+    Raises:
+        DataError: the folder exists.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: exists already; name a new folder.")
+    rng = np.random.default_rng(config.seed)
+    shop = demo.furnish(rng, config.n_items)
+    with new_artifact(folder) as work:
+        total = 0
+        parts = work / "parts"
+        parts.mkdir()
+        for first in range(0, config.n_users, users_at_a_time):
+            count = min(users_at_a_time, config.n_users - first)
+            rows = demo.browse(np.random.default_rng([config.seed, first]), shop, count, config.mean_length, first)
+            rows.drop("interest").write_parquet(parts / f"{first:012d}.parquet")
+            total += len(rows)
+            say(f"  {first + count:,} of {config.n_users:,} users, {total:,} interactions")
+        pl.scan_parquet(parts / "*.parquet").sink_parquet(work / "interactions.parquet")
+        shutil.rmtree(parts)
+        demo.describe(rng, shop).write_parquet(work / "items.parquet")
