@@ -32,7 +32,9 @@ def test_breadth_counts_the_categories_of_the_history() -> None:
     # Histories: item 1 | items 2 and 3 categories 1 and 2 | categories 1, 2 and 3.
     assert level[0] == "up to 1 categories"
     assert level[0] != level[2]
-    assert BREADTH not in group_users(sequences, held, np.arange(5), categories=np.zeros(5, np.int64))["group"].to_list()
+    assert (
+        BREADTH not in group_users(sequences, held, np.arange(5), categories=np.zeros(5, np.int64))["group"].to_list()
+    )
 
 
 def test_distance_is_to_the_nearest() -> None:

@@ -1,0 +1,81 @@
+"""Our side: Lightning's trainer and our loader, as `eimf train` uses them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from eimf.callbacks import RetrievalEval
+from eimf.config import load
+from eimf.data.batch import gather_history
+from eimf.data.datamodule import InteractionData
+from eimf.data.sequences import prepare
+from eimf.training import build_model, build_trainer, evaluate, quiet_lightning
+from tests.benchmarks.peers import protocol
+
+SAMPLED = ["loss.name=sampled_softmax", f"loss.n_negatives={protocol.NEGATIVES}", "data.sampling=every_position"]
+FAMILIES = {
+    "comirec_sa": SAMPLED,
+    "mind": SAMPLED,
+    "sasrec": ["loss.name=full_softmax", "data.sampling=every_position", "split.kind=loo"],
+    "sasrec_sequence": ["loss.name=full_softmax", "data.sampling=sequence", "split.kind=loo"],
+}
+
+
+class Ours(protocol.Side):
+    def __init__(self, data: Path, model: str) -> None:
+        super().__init__(data, model)
+        quiet_lightning()
+        settings = [
+            *FAMILIES[model],
+            "dataset=beauty",
+            f"backbone={model.split('_sequence')[0]}",
+            f"backbone.embed_dim={protocol.DIM}",
+            f"data.max_len={protocol.LENGTH}",
+            f"data.batch_size={protocol.BATCH}",
+            f"optim.lr={protocol.LR}",
+            f"trainer.precision={os.environ.get('PRECISION', '32-true')}",
+            *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.progress=false", "logger.wandb=disabled"),
+            *("eval.rankings=false", f"data.root={os.environ['DATA_ROOT']}"),
+        ]
+        settings += [f"backbone.dropout={protocol.DROPOUT}"] if model.startswith("sasrec") else []
+        settings += [] if model.startswith("sasrec") else [f"backbone.n_interests={protocol.INTERESTS}"]
+        self.config = load(None, settings)
+        self.loaded = InteractionData(prepare(self.config.dataset, self.config.data.root), self.config)
+
+    def reset(self) -> None:
+        self.net = build_model(self.config, self.loaded, train=True)
+
+    def _trainer(self) -> pl.Trainer:
+        trainer = build_trainer(self.config, None, RetrievalEval(self.config.eval, self.config.cutoffs))
+        trainer.callbacks = []  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.limit_val_batches = 0
+        return trainer
+
+    def train(self, steps: int) -> None:
+        trainer = self._trainer()
+        trainer.fit_loop.max_epochs = 1
+        trainer.limit_train_batches = steps or 1.0
+        trainer.fit(self.net, datamodule=self.loaded)
+
+    def rank(self) -> None:
+        evaluation = RetrievalEval(self.config.eval, self.config.cutoffs)
+        trainer = build_trainer(self.config, None, evaluation)
+        trainer.test(self.net, datamodule=self.loaded, verbose=False)
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        held, items = self.loaded.split.test, torch.tensor(self.loaded.prepared.sequences.items, dtype=torch.long)
+        backbone = self.net.backbone.eval()
+        with torch.inference_mode():
+            rows = gather_history(items, torch.tensor(held.start), torch.tensor(held.cut), protocol.LENGTH)
+            users: list[Any] = [backbone(part).vectors.float().numpy() for part in rows.split(1024)]
+            return np.concatenate(users), backbone.item_vectors().float().numpy()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(protocol.THREADS)
+    assert evaluate  # imported before the clock starts
+    protocol.answer(Ours)
