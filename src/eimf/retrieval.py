@@ -159,7 +159,7 @@ def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], 
         top, best = value.max(dim=1, keepdim=True)
         picks[:, step : step + 1], ended[:, step : step + 1] = best, top == NEVER
         other = kind != kind.gather(1, best)
-        value = (value + weight * other).scatter(1, best, NEVER)
+        value.add_(other, alpha=weight).scatter_(1, best, NEVER)
     return Retrieved(
         items.gather(1, picks).masked_fill(ended, 0),
         scores.gather(1, picks).masked_fill(ended, NEVER),

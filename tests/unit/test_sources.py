@@ -129,7 +129,7 @@ def test_dirty_rows_are_counted_and_reported(tmp_path: Path) -> None:
 )
 def test_times_as_text(text: str, seconds: int) -> None:
     rows = pl.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "timestamp": [text, "1"]})
-    assert clean_interactions(rows, "rows", {})["timestamp"].to_list() == [seconds, 1]
+    assert clean_interactions([rows], "rows", {}).time.tolist() == [seconds, 1]
 
 
 def test_no_time_column_keeps_the_order_of_rows(tmp_path: Path) -> None:
@@ -264,18 +264,19 @@ def test_movielens(tmp_path: Path, release: str) -> None:
 
 def test_demo_is_seeded_and_keeps_true_interests() -> None:
     first, again = demo.simulate(DemoConfig(n_users=200)), demo.simulate(DemoConfig(n_users=200))
-    assert first.interactions.equals(again.interactions)
+    rows = first.interactions.frame()
+    assert rows.equals(again.interactions.frame())
     assert first.items.equals(again.items)
     other = demo.simulate(DemoConfig(n_users=200, seed=1))
-    assert not first.interactions.equals(other.interactions)
-    noise = (first.interactions["interest"] == demo.NOISE).mean()
+    assert not rows.equals(other.interactions.frame())
+    noise = (rows["interest"] == demo.NOISE).mean()
     assert isinstance(noise, float)
     assert 0.03 < noise < 0.15
     # A true interest is a theme: apart from noise all its items are of one department.
-    joined = first.interactions.filter(pl.col("interest") >= 0).join(first.items, on="item_id")
+    joined = rows.filter(pl.col("interest") >= 0).join(first.items, on="item_id")
     departments = joined.group_by("interest").agg(pl.col("categories").list.first().n_unique())
     assert (departments["categories"] == 1).all()
-    per_user = first.interactions.filter(pl.col("interest") >= 0).group_by("user_id").agg(pl.col("interest").n_unique())
+    per_user = rows.filter(pl.col("interest") >= 0).group_by("user_id").agg(pl.col("interest").n_unique())
     assert per_user["interest"].max() >= 3  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
 
 

@@ -5,6 +5,7 @@ with offsets, never a list for each user.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from eimf.data.sources import SOURCES, RawData, demo
 from eimf.errors import DataError
 
 KIND = "prepared"
+USERS_AT_A_TIME = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,47 +201,51 @@ def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl
     Raises:
         DataError: nobody survives the filter.
     """
-    repairs = dict(raw.repairs)
-    rows = raw.interactions
+    repairs, rows = dict(raw.repairs), raw.interactions
+    # Codes in the order of the ids, so that nothing depends on the order of the rows.
+    user_codes, item_codes = _by_id(rows.user_ids)[rows.user], _by_id(rows.item_ids)[rows.item]
+    time, truth = rows.time, rows.interest
+    kept = np.arange(len(rows), dtype=np.int32 if len(rows) < 2**31 else np.int64)
     if dataset.duplicates == "drop":
-        distinct = rows.unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
-        if len(distinct) < len(rows):
-            repairs["rows that repeat user, item and time (dropped)"] = len(rows) - len(distinct)
-        rows = distinct
-    user_codes = rows["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    item_codes = rows["item_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    kept = core_filter(user_codes, item_codes, dataset.user_min, dataset.item_min, dataset.core)
-    if len(kept) == 0:
+        repeats = _repeats(user_codes, item_codes, time)
+        if len(repeats):
+            repairs["rows that repeat user, item and time (dropped)"] = len(repeats)
+            kept = np.delete(kept, repeats)
+            user_codes, item_codes = user_codes[kept], item_codes[kept]
+    survivors = core_filter(user_codes, item_codes, dataset.user_min, dataset.item_min, dataset.core)
+    if len(survivors) == 0:
         raise DataError(
             f"{dataset.name}: no user survives the {dataset.core} core filter with dataset.user_min="
-            f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {len(rows)} interactions; lower them."
+            f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {len(kept)} interactions; lower them."
         )
-    rows, user_codes, item_codes = rows[kept], user_codes[kept], item_codes[kept]
-    backwards = (np.diff(rows["timestamp"].to_numpy()) < 0) & (np.diff(user_codes) == 0)
-    if backwards.any():
-        repairs["rows earlier than the user's row before (sorted by time)"] = int(backwards.sum())
+    if len(survivors) < len(kept):
+        user_codes, item_codes, kept = user_codes[survivors], item_codes[survivors], kept[survivors]
+    time = time[kept] if len(kept) < len(time) else time
+    backwards = int(((time[1:] < time[:-1]) & (user_codes[1:] == user_codes[:-1])).sum())
+    if backwards:
+        repairs["rows earlier than the user's row before (sorted by time)"] = backwards
 
     counts = np.bincount(item_codes)
     present = np.flatnonzero(counts)
     ranked = present[np.argsort(-counts[present], kind="stable")]  # codes are by id, so ties are by id
     item_index = np.zeros(len(counts), dtype=np.int32)
     item_index[ranked] = np.arange(1, len(ranked) + 1)
-    users, user_index = np.unique(user_codes, return_inverse=True)
+    lengths = np.bincount(user_codes)
+    users = np.flatnonzero(lengths)
 
-    timestamps = rows["timestamp"].to_numpy()
-    order = np.lexsort((timestamps, user_index))  # stable, as every numpy lexsort
-    lengths = np.bincount(user_index, minlength=len(users))
-    truth = rows["interest"].to_numpy()[order] if "interest" in rows.columns else None
+    order = np.lexsort((time, user_codes))  # stable, as every numpy lexsort
     sequences = Sequences(
-        items=item_index[item_codes][order],
-        timestamps=timestamps[order],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        interests=truth,
+        items=item_index[item_codes[order]],
+        timestamps=time[order],
+        offsets=np.concatenate([[0], np.cumsum(lengths[users])]),
+        interests=truth[kept][order] if truth is not None else None,
     )
-    user_ids = rows["user_id"][order[sequences.offsets[:-1]]]
-    first_row = np.unique(item_index[item_codes], return_index=True)[1]
+    user_ids = rows.user_ids.sort().gather(users).alias("user_id")
     names = pl.DataFrame(
-        {"item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32), "item_id": rows["item_id"][first_row]}
+        {
+            "item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32),
+            "item_id": rows.item_ids.sort().gather(ranked),
+        }
     )
     items = names.join(raw.items, on="item_id", how="left", maintain_order="left").with_columns(
         pl.col("title").fill_null(""), pl.col("categories").fill_null([])
@@ -248,6 +254,23 @@ def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl
     if untitled:
         repairs["items without a title"] = untitled
     return sequences, user_ids, items, repairs
+
+
+def _by_id(ids: pl.Series) -> np.ndarray:
+    """u32: place of each distinct id in their order."""
+    place = np.empty(len(ids), np.uint32)
+    place[ids.arg_sort().to_numpy()] = np.arange(len(ids), dtype=np.uint32)
+    return place
+
+
+def _repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Places of rows that repeat the user, item and time of an earlier one."""
+    order = np.lexsort((time, items, users))  # stable: the earliest of equal rows comes first
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for values in (users, items, time):
+        ordered = values[order]
+        same &= ordered[1:] == ordered[:-1]
+    return order[1:][same]
 
 
 def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> str:
@@ -266,13 +289,20 @@ def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFram
 
 
 def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> None:
-    owner = np.repeat(np.arange(sequences.n_users, dtype=np.int32), sequences.lengths)
-    columns = {"user_idx": owner, "item_idx": sequences.items, "timestamp": sequences.timestamps}
-    if sequences.interests is not None:
-        columns["interest"] = sequences.interests
-    lists = pl.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(pl.all())
-    lists = lists.insert_column(1, user_ids.alias("user_id"))
-    lists.write_parquet(folder / "sequences.parquet")
+    parts = folder / "parts"
+    parts.mkdir()
+    for first in range(0, sequences.n_users, USERS_AT_A_TIME):
+        bounds = sequences.offsets[first : first + USERS_AT_A_TIME + 1]
+        inside = slice(bounds[0], bounds[-1])
+        owner = np.repeat(np.arange(first, first + len(bounds) - 1, dtype=np.int32), np.diff(bounds))
+        columns = {"user_idx": owner, "item_idx": sequences.items[inside], "timestamp": sequences.timestamps[inside]}
+        if sequences.interests is not None:
+            columns["interest"] = sequences.interests[inside]
+        lists = pl.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(pl.all())
+        lists = lists.insert_column(1, user_ids[first : first + len(lists)].alias("user_id"))
+        lists.write_parquet(parts / f"{first:012d}.parquet")
+    pl.scan_parquet(parts / "*.parquet").sink_parquet(folder / "sequences.parquet")
+    shutil.rmtree(parts)
     items.write_parquet(folder / "items.parquet")
 
 

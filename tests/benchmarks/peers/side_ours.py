@@ -39,6 +39,7 @@ class Ours(protocol.Side):
             f"optim.lr={protocol.LR}",
             f"trainer.precision={os.environ.get('PRECISION', '32-true')}",
             *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.progress=false", "logger.wandb=disabled"),
+            "eval.diversity_lambdas=[0.0]",  # the peers have no such thing to compute
             *("eval.rankings=false", f"data.root={os.environ['DATA_ROOT']}"),
         ]
         settings += [f"backbone.dropout={protocol.DROPOUT}"] if model.startswith("sasrec") else []

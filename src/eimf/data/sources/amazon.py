@@ -47,7 +47,7 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
         pl.col(item).alias("item_id"),
         (pl.col(time) // unit).alias("timestamp"),
     )
-    rows = clean_interactions(rows, str(interactions), repairs)
+    rows = clean_interactions([rows], str(interactions), repairs)
     texts = pl.DataFrame(schema={"item_id": pl.String})
     if items is not None:
         texts = read_records(items, text_fields, repairs)

@@ -1,7 +1,10 @@
 """What a source returns, and the cleaning that all sources share."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from eimf.errors import DataError
@@ -9,62 +12,130 @@ from eimf.errors import DataError
 ITEM_SCHEMA = {"item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String), "brand": pl.String}
 
 
+class Numbering:
+    """Numbers texts from 0 in the order of their first appearance, a batch at a time."""
+
+    def __init__(self) -> None:
+        self._known = pl.DataFrame(schema={"text": pl.String, "number": pl.UInt32})
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def texts(self) -> pl.Series:
+        """Text of each number."""
+        return self._known["text"]
+
+    def number(self, texts: pl.Series) -> np.ndarray:
+        """u32: number of each text; null counts as empty."""
+        batch = pl.DataFrame({"text": texts.cast(pl.String).fill_null("")})
+        new = batch.unique(maintain_order=True).join(self._known, on="text", how="anti", maintain_order="left")
+        first = len(self._known)
+        new = new.with_columns(pl.int_range(first, first + pl.len(), dtype=pl.UInt32).alias("number"))
+        self._known = pl.concat([self._known, new], rechunk=True)
+        return batch.join(self._known, on="text", how="left", maintain_order="left")["number"].to_numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Interactions in the published order; 16 bytes each, however long the ids are."""
+
+    user: np.ndarray
+    """u32[T]: row of `user_ids`"""
+    item: np.ndarray
+    """u32[T]: row of `item_ids`"""
+    time: np.ndarray
+    """i64[T]: unix seconds"""
+    user_ids: pl.Series
+    """Distinct, none empty, in the order of first appearance; as `item_ids`."""
+    item_ids: pl.Series
+    interest: np.ndarray | None = None
+    """i32[T]: true interest, where a simulator knows it"""
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> "Interactions":
+        """From clean rows `user_id, item_id, timestamp` (and `interest`)."""
+        users, items = Numbering(), Numbering()
+        user, item = users.number(rows["user_id"]), items.number(rows["item_id"])
+        interest = rows["interest"].to_numpy() if "interest" in rows.columns else None
+        return cls(user, item, rows["timestamp"].to_numpy(), users.texts, items.texts, interest)
+
+    def frame(self) -> pl.DataFrame:
+        """The rows with their ids, to look at."""
+        columns = {
+            "user_id": self.user_ids.gather(self.user),
+            "item_id": self.item_ids.gather(self.item),
+            "timestamp": self.time,
+        }
+        return pl.DataFrame(columns | ({} if self.interest is None else {"interest": self.interest}))
+
+
 @dataclass(frozen=True)
 class RawData:
     """Interactions and items as a source found them, cleaned but not filtered."""
 
-    interactions: pl.DataFrame
-    """`user_id: str, item_id: str, timestamp: i64` in the published order; the demo adds `interest: i32`."""
+    interactions: Interactions
     items: pl.DataFrame
     """`ITEM_SCHEMA`, one row an item; items of the interactions may be missing."""
     repairs: dict[str, int] = field(default_factory=dict)
     """What was dropped or mended -> how often."""
 
 
-def clean_interactions(rows: pl.DataFrame, subject: str, repairs: dict[str, int]) -> pl.DataFrame:
+def clean_interactions(batches: Iterable[pl.DataFrame], subject: str, repairs: dict[str, int]) -> Interactions:
     """Trim ids, parse times, drop what cannot be used, and count all of it in `repairs`.
 
+    Only numbers are kept of a batch, and ids are cleaned once each, so that memory and time are those of the numbers.
+
     Args:
-        rows: `user_id`, `item_id` and `timestamp` of any type, in the published order.
+        batches: `user_id`, `item_id` and `timestamp` of any type, in the published order.
         subject: what messages call the data.
 
     Raises:
         DataError: nothing usable is left.
     """
-    if rows.is_empty():
+    users, items, first = Numbering(), Numbering(), None
+    parts: list[tuple[np.ndarray, np.ndarray, pl.Series]] = []
+    for rows in batches:
+        if len(rows):
+            first = first or rows.row(0)
+            parts.append((users.number(rows["user_id"]), items.number(rows["item_id"]), _parse_time(rows["timestamp"])))
+    if first is None:
         raise DataError(f"{subject}: holds no interactions; give a file with at least one row below its header.")
-    for column in ("user_id", "item_id"):
-        raw = pl.col(column).cast(pl.String)
-        # A byte that is not UTF-8 was read as U+FFFD. Ids are kept with it: it is still an id.
-        _count(
-            repairs,
-            f"{column}s with bytes that are not UTF-8",
-            rows.select(raw.str.contains("\ufffd").sum()).item(),
-        )
-        before = rows.select(raw.n_unique()).item()
-        rows = rows.with_columns(raw.str.strip_chars().alias(column))
-        _count(
-            repairs,
-            f"{column}s that differed from another one by outer spaces only",
-            before - rows[column].n_unique(),
-        )
-    rows = rows.with_columns(_parse_time(rows["timestamp"]))
-    usable = (
-        pl.col("user_id").is_not_null()
-        & (pl.col("user_id") != "")
-        & pl.col("item_id").is_not_null()
-        & (pl.col("item_id") != "")
-        & pl.col("timestamp").is_not_null()
-    )
-    good = rows.filter(usable)
-    _count(repairs, "rows without a user, an item or a readable time (dropped)", len(rows) - len(good))
-    if good.is_empty():
-        first = rows.row(0)
+    user = _clean_ids("user_id", users.texts, np.concatenate([part[0] for part in parts]), repairs)
+    item = _clean_ids("item_id", items.texts, np.concatenate([part[1] for part in parts]), repairs)
+    times = pl.concat([part[2] for part in parts])
+    parts.clear()
+    usable = times.is_not_null().to_numpy() & (user.texts != "").to_numpy()[user.numbers]
+    usable &= (item.texts != "").to_numpy()[item.numbers]
+    _count(repairs, "rows without a user, an item or a readable time (dropped)", int(len(usable) - usable.sum()))
+    if not usable.any():
         raise DataError(
             f"{subject}: no row has a user, an item and a time in unix seconds or ISO 8601; "
             f"the first row reads {first!r}. Check the column names and the separator."
         )
-    return good
+    time = times.fill_null(0).to_numpy()
+    if usable.all():
+        return Interactions(user.numbers, item.numbers, time, user.texts, item.texts)
+    return Interactions(user.numbers[usable], item.numbers[usable], time[usable], user.texts, item.texts)
+
+
+class _Ids(NamedTuple):
+    texts: pl.Series
+    numbers: np.ndarray
+
+
+def _clean_ids(column: str, raw: pl.Series, numbers: np.ndarray, repairs: dict[str, int]) -> _Ids:
+    """Trim ids; those that become equal get one number."""
+    # A byte that is not UTF-8 was read as U+FFFD. Ids are kept with it: it is still an id.
+    mangled = raw.str.contains("\ufffd").to_numpy()
+    _count(repairs, f"{column}s with bytes that are not UTF-8", int(mangled[numbers].sum()) if mangled.any() else 0)
+    trimmed = Numbering()
+    again = trimmed.number(raw.str.strip_chars())
+    _count(repairs, f"{column}s that differed from another one by outer spaces only", len(raw) - len(trimmed))
+    return _Ids(trimmed.texts, again[numbers] if len(trimmed) < len(raw) else numbers)
 
 
 def _parse_time(values: pl.Series) -> pl.Series:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from eimf.config import DemoConfig
-from eimf.data.sources.base import ITEM_SCHEMA, RawData
+from eimf.data.sources.base import ITEM_SCHEMA, Interactions, RawData
 
 NOISE = -1
 """True interest of an interaction that came from none of the user's interests."""
@@ -72,7 +72,7 @@ def simulate(config: DemoConfig) -> RawData:
     rng = np.random.default_rng(config.seed)
     shop = furnish(rng, config.n_items)
     interactions = browse(rng, shop, config.n_users, config.mean_length)
-    return RawData(interactions, describe(rng, shop))
+    return RawData(Interactions.of(interactions), describe(rng, shop))
 
 
 def furnish(rng: np.random.Generator, n_items: int) -> Shop:

@@ -57,7 +57,7 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
         rows = _split(ratings, "::", 4)
         texts = [(part[0], part[1], part[2].split("|")) for line in films if len(part := line.split("::")) == 3]
     table = pl.DataFrame(texts, schema=["item_id", "title", "categories"], orient="row")
-    return RawData(clean_interactions(rows, str(interactions), repairs), clean_items(table, repairs), repairs)
+    return RawData(clean_interactions([rows], str(interactions), repairs), clean_items(table, repairs), repairs)
 
 
 def _split(lines: list[str], separator: str, width: int) -> pl.DataFrame:

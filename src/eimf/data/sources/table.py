@@ -1,5 +1,6 @@
 """Your own data: tables of interactions and items as CSV, CSV.gz, JSONL, JSONL.gz or Parquet."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -8,6 +9,8 @@ from eimf.config import DatasetConfig
 from eimf.data.sources.base import RawData, clean_interactions, clean_items
 from eimf.data.sources.jsonlines import read_records
 from eimf.errors import DataError
+
+ROWS_AT_A_TIME = 1_000_000
 
 
 def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawData:
@@ -20,10 +23,10 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
     wanted = {"user_id": dataset.user_column, "item_id": dataset.item_column}
     if dataset.timestamp_column:
         wanted["timestamp"] = dataset.timestamp_column
-    rows = _read(interactions, wanted, dict(wanted), dataset, repairs)
+    batches = _read(interactions, wanted, dict(wanted), dataset, repairs)
     if not dataset.timestamp_column:
-        rows = rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("timestamp"))
-    rows = clean_interactions(rows, str(interactions), repairs)
+        batches = _in_order(batches)
+    rows = clean_interactions(batches, str(interactions), repairs)
     if items is None:
         return RawData(rows, clean_items(pl.DataFrame(schema={"item_id": pl.String}), repairs), repairs)
     columns = {
@@ -32,7 +35,7 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
         "categories": dataset.categories_column,
         "brand": dataset.brand_column,
     }
-    texts = _read(items, {"item_id": dataset.item_column}, columns, dataset, repairs)
+    texts = pl.concat(_read(items, {"item_id": dataset.item_column}, columns, dataset, repairs))
     if "categories" in texts.columns and texts["categories"].dtype == pl.String:
         parts = pl.col("categories").str.split("|")
         texts = texts.with_columns(pl.when(pl.col("categories") != "").then(parts).alias("categories"))
@@ -45,13 +48,14 @@ def _read(
     columns: dict[str, str],
     dataset: DatasetConfig,
     repairs: dict[str, int],
-) -> pl.DataFrame:
-    """Our names of `columns` that the file has; `needed` ones it must have."""
+) -> Iterator[pl.DataFrame]:
+    """Batches of rows with our names of `columns` that the file has; `needed` ones it must have."""
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: is empty; give a file with a header and at least one row.")
     name = path.name.removesuffix(".gz")
+    lazy = None
     try:
         if name.endswith((".jsonl", ".json", ".ndjson")):
             kinds = dict.fromkeys(columns.values(), pl.String)
@@ -59,28 +63,36 @@ def _read(
             frame = read_records(path, kinds, repairs)
             missing = [column for column in needed.values() if frame[column].null_count() == len(frame)]
             present = [column for column in frame.columns if column not in missing]
-        elif name.endswith(".parquet"):
-            lazy = pl.scan_parquet(path)
-            present = lazy.collect_schema().names()
-            frame = lazy.select([column for column in columns.values() if column in present]).collect()
-            missing = [column for column in needed.values() if column not in present]
+            lazy = frame.lazy()
         else:
-            lazy = pl.scan_csv(
-                path,
-                separator="\t" if name.endswith(".tsv") else dataset.separator,
-                infer_schema=False,
-                encoding="utf8-lossy",
-                truncate_ragged_lines=True,
-            )
+            if name.endswith(".parquet"):
+                lazy = pl.scan_parquet(path)
+            else:
+                lazy = pl.scan_csv(
+                    path,
+                    separator="\t" if name.endswith(".tsv") else dataset.separator,
+                    infer_schema=False,
+                    encoding="utf8-lossy",
+                    truncate_ragged_lines=True,
+                )
             present = lazy.collect_schema().names()
-            frame = lazy.select([column for column in columns.values() if column in present]).collect()
             missing = [column for column in needed.values() if column not in present]
+        if missing:
+            raise DataError(
+                f"{path}: has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
+                "Set dataset.user_column, dataset.item_column, dataset.timestamp_column or dataset.separator."
+            )
+        names = {theirs: ours for ours, theirs in columns.items() if theirs in present}
+        chosen = lazy.select(pl.col(theirs).alias(ours) for theirs, ours in names.items())
+        yield chosen.head(0).collect()  # an empty table still has its columns
+        yield from chosen.collect_batches(chunk_size=ROWS_AT_A_TIME)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}.") from None
-    if missing:
-        raise DataError(
-            f"{path}: has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
-            "Set dataset.user_column, dataset.item_column, dataset.timestamp_column or dataset.separator."
-        )
-    ours = {theirs: name for name, theirs in columns.items()}
-    return frame.rename({column: ours[column] for column in frame.columns if column in ours})
+
+
+def _in_order(batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Batches with the number of the row as its time."""
+    first = 0
+    for rows in batches:
+        yield rows.with_columns(pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("timestamp"))
+        first += len(rows)
