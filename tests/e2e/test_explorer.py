@@ -188,7 +188,7 @@ def test_the_page_in_a_browser(address: str, explorer: Explorer) -> None:
         page.keyboard.type(user)
         expect(page.locator("#found li").first).to_contain_text(user)
         page.keyboard.press("Enter")
-        expect(page.locator("#who")).to_have_text(f"{user}: a {part} user")
+        expect(page.locator("#who")).to_have_text(f"{user}: a {part} user, newest first")
         expect(page.locator(".run")).to_have_count(2)
         expect(page.locator(".run").first.locator(".card")).to_have_count(explorer.runs[0].model.n_interests)
         assert f"user={user}" in page.url

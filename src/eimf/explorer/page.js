@@ -114,7 +114,7 @@ function run(one, history) {
 
 function show(found) {
   const belongs = (place) => found.runs[0].interests.findIndex((one) => one.history.includes(place));
-  at("who").textContent = found.user ? `${found.user}: a ${found.part} user` : "your own history, oldest first";
+  at("who").textContent = found.user ? `${found.user}: a ${found.part} user, newest first` : "your own history, newest first";
   at("history").replaceChildren(...found.history.map((one, place) => {
     const k = belongs(place), remove = make("button", { type: "button", "aria-label": `Remove ${one.title}` }, "×");
     remove.addEventListener("click", () => {
@@ -123,7 +123,7 @@ function show(found) {
       look(true);
     });
     return make("li", { title: one.id }, badge(k < 0 ? null : k), one.title, remove);
-  }));
+  }).reverse());
   at("later").replaceChildren(...found.later.map((one) => make("li", { title: one.id }, one.title)));
   at("next").hidden = !found.later.length;
   at("runs").className = found.runs.length > 1 ? "two" : "";

@@ -60,7 +60,9 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x: str, base: flo
         axes.axvline(base, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel(x)
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        figure.supxlabel(x, fontsize="medium")  # of the whole width: long names leave the axes little
 
     return draw(paint, 1.2 + 0.3 * len(rows))
 
