@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add_sweep_command(
         commands.add_parser("sweep", help="search settings on validation users, at W&B or here"), load_train
     )
+    index = command("index", _index, "keep a retrieval index in a run folder, for serving a large catalogue")
+    index.add_argument("run_folder", metavar="RUN", type=Path)
+    index.add_argument("overrides", nargs="*", metavar="key=value", help="eval.index=hnsw (default), ivf, ivfpq, ...")
     report = command("report", _report, "write one HTML page about a run or a suite")
     report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
     report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
@@ -196,6 +199,20 @@ def _report(options: argparse.Namespace) -> None:
     from eimf.report import build_report
 
     _say(f"written: {build_report(options.folder, options.to)}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from eimf.config import load
+    from eimf.run_folder import INDEX, read_checkpoint, restore_backbone
+    from eimf.training import keep_index
+
+    backbone, _ = restore_backbone(read_checkpoint(options.run_folder), options.run_folder)
+    if wrong := [text for text in options.overrides if not text.startswith("eval.")]:
+        raise ConfigError(f"{wrong[0]!r}: only eval.* settings matter to an index.")
+    config = load(options.run_folder / "config.yaml", ["eval.index=hnsw", *options.overrides])
+    keep_index(options.run_folder, backbone, config)
+    path = options.run_folder / INDEX
+    _say(f"written: {path} ({config.eval.index}, {path.stat().st_size / 2**20:.1f} MiB); eimf recommend uses it now")
 
 
 def _explore(options: argparse.Namespace) -> None:

@@ -257,6 +257,9 @@ class OptimConfig:
     """`cosine` lowers the rate to 0 over `trainer.max_epochs`; give it a `trainer.patience` as long."""
     item_lr: float = option(0.05, low=1e-8)
     """Learning rate of the item table under `rowwise`."""
+    dense_limit: int = option(300_000, low=1)
+    """Items above which `adam` and `adamw` are refused: every step would read and write the whole table and two states
+    of it. Raise it to insist."""
     weight_decay: float = option(0.0, low=0.0)
     """L2 (adam) or decoupled (adamw) weight decay."""
 
@@ -294,13 +297,16 @@ class EvalConfig:
     """Validation metric for early stopping. Empty: recall at 50 (user, time) or 20 (loo)."""
     filter_seen: bool = False
     """Never recommend items of the context (the published protocols do not filter)."""
-    index: Literal["flat", "hnsw", "ivf"] = "flat"
-    """FAISS index of final results; `flat` is exact, the others also report their overlap with it."""
+    index: Literal["flat", "hnsw", "ivf", "ivfpq"] = "flat"
+    """FAISS index of final results; `flat` is exact, the others also report their overlap with it, and are kept in the
+    run folder for serving."""
     hnsw_links: int = option(32, low=2)
     hnsw_search: int = option(128, low=1)
     ivf_lists: int = option(0, low=0)
     """Number of inverted lists; 0 takes 4 times the square root of the catalogue."""
     ivf_probes: int = option(16, low=1)
+    pq_bytes: int = option(16, low=1)
+    """Bytes that `ivfpq` compresses a vector to (a float32 vector of 64 has 256); must divide backbone.embed_dim."""
     diversity_lambdas: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.25])
     """Weights of ComiRec's controllable aggregation to report; used where item categories are known."""
     test: bool = True
@@ -308,6 +314,12 @@ class EvalConfig:
     cannot be chosen by."""
     rankings: bool = True
     """Keep the test rankings in `rankings.parquet`."""
+
+    @property
+    def index_options(self) -> dict[str, Any]:
+        """Arguments of `eimf.retrieval.ItemIndex`."""
+        names = ("hnsw_links", "hnsw_search", "ivf_lists", "ivf_probes", "pq_bytes")
+        return {"kind": self.index} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -630,6 +642,10 @@ def _check_across(config: Config) -> None:
         raise ConfigError(
             f"eval.monitor: {config.monitor.removeprefix('val/')!r} is not computed; it is one of "
             f"{', '.join(RANKED_BY)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
+        )
+    if config.eval.index == "ivfpq" and config.backbone.embed_dim % config.eval.pq_bytes:
+        raise ConfigError(
+            f"eval.pq_bytes: must divide backbone.embed_dim ({config.backbone.embed_dim}), is {config.eval.pq_bytes}."
         )
     if config.optim.name == "rowwise" and config.loss.name in ("full_softmax",):
         raise ConfigError(

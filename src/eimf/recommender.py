@@ -22,7 +22,7 @@ from eimf.config import Config
 from eimf.data.sequences import leaf_categories
 from eimf.errors import ArtifactError, DataError
 from eimf.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.run_folder import CHECKPOINT_KEY, read_checkpoint, restore_backbone
+from eimf.run_folder import CHECKPOINT_KEY, open_index, read_checkpoint, restore_backbone
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -40,14 +40,13 @@ class Recommendation(NamedTuple):
 class Recommender:
     """A trained backbone with its catalogue and a retrieval index. Safe to share between threads for reading."""
 
-    def __init__(self, backbone: Backbone, config: Config, items: pl.DataFrame) -> None:
+    def __init__(self, backbone: Backbone, config: Config, items: pl.DataFrame, index: ItemIndex) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
         self._titles = ["", *items["title"]]
         self._ids = ["", *items["item_id"]]
         self._categories = torch.from_numpy(leaf_categories(items)).long()
-        with torch.inference_mode():
-            self.index = ItemIndex(backbone.item_vectors().float().numpy())
+        self.index = index
 
     @property
     def n_interests(self) -> int:
@@ -163,4 +162,6 @@ def load(run: str | PathLike[str]) -> Recommender:
             "different runs. Train again."
         )
     backbone, config = restore_backbone(checkpoint, folder)
-    return Recommender(backbone, config, items)
+    with torch.inference_mode():
+        index = open_index(folder, backbone.item_vectors().float().numpy())
+    return Recommender(backbone, config, items, index)

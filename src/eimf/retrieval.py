@@ -3,6 +3,7 @@
 Shapes: B users, K interests, N retrieved items, C candidates before merging.
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import faiss
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from eimf.errors import ArtifactError
 
 NEVER = float("-inf")
 
@@ -26,29 +29,33 @@ class Retrieved(NamedTuple):
     """The interest that retrieved the item, or scored it best."""
 
 
+IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq"]
+
+
 class ItemIndex:
     """A FAISS inner-product index of all items.
 
     Args:
         vectors: row 0 is padding; it is not in the index and can never be retrieved.
-        kind: `flat` is exact; `hnsw` and `ivf` are approximate.
+        kind: `flat` is exact; the others are approximate. `ivfpq` also compresses the vectors.
         hnsw_links, hnsw_search: neighbours of a node, and breadth of the search.
         ivf_lists, ivf_probes: number of inverted lists (0: 4 sqrt(I)), and how many a query visits.
+        pq_bytes: size of a compressed vector; must divide D.
     """
 
     def __init__(
         self,
         vectors: Float[np.ndarray, "I_plus_1 D"],
-        kind: Literal["flat", "hnsw", "ivf"] = "flat",
+        kind: IndexKind = "flat",
         *,
         hnsw_links: int = 32,
         hnsw_search: int = 128,
         ivf_lists: int = 0,
         ivf_probes: int = 16,
+        pq_bytes: int = 16,
     ) -> None:
         rows = np.ascontiguousarray(vectors[1:], dtype=np.float32)
         self.n_items, dim = rows.shape
-        self.kind = kind
         if kind == "flat":
             self._index = faiss.IndexFlatIP(dim)
         elif kind == "hnsw":
@@ -57,11 +64,49 @@ class ItemIndex:
             self._index.hnsw.efSearch = hnsw_search
         else:
             lists = min(ivf_lists or int(4 * self.n_items**0.5), self.n_items)
-            self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+            centres, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
+            if kind == "ivf":
+                self._index = faiss.IndexIVFFlat(centres, dim, lists, metric)
+            else:
+                bits = 8 if self.n_items >= 256 else 4
+                self._index = faiss.IndexIVFPQ(centres, dim, lists, pq_bytes, bits, metric)
+                self._index.pq.cp.min_points_per_centroid = 1
             self._index.nprobe = min(ivf_probes, lists)
             self._index.cp.min_points_per_centroid = 1  # small catalogues are fine, and need no warning
             self._index.train(rows)  # pyright: ignore[reportCallIssue]
         self._index.add(rows)  # pyright: ignore[reportCallIssue]
+
+    def save(self, path: Path) -> None:
+        """Write the index to a file.
+
+        Raises:
+            ArtifactError: the disk refuses.
+        """
+        work = path.with_name(f".{path.name}.partial")
+        try:
+            faiss.write_index(self._index, str(work))
+            work.replace(path)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1][:120]
+            raise ArtifactError(f"{path}: could not be written ({reason}); free some disk space.") from None
+        finally:
+            work.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "ItemIndex":
+        """Map a saved index into memory: it is read as it is needed, and shared between processes.
+
+        Raises:
+            ArtifactError: missing or damaged.
+        """
+        index = cls.__new__(cls)
+        try:
+            index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:120]
+            raise ArtifactError(f"{path}: cannot be read ({reason}); make it again with eimf index.") from None
+        index.n_items = index._index.ntotal
+        return index
 
     def search(
         self, interests: Float[Tensor, "B K D"], depth: int

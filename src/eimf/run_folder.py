@@ -1,18 +1,23 @@
 """A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from eimf.artifacts import write_json_atomic
 from eimf.backbones import BACKBONES, Backbone
 from eimf.config import Config, from_dict
 from eimf.data.sequences import Prepared
 from eimf.errors import ArtifactError
+from eimf.retrieval import ItemIndex
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 RUN, RESULTS = "run.json", "results.json"
+INDEX, INDEX_ABOUT = "index.faiss", "index.json"
 CHECKPOINT_KEY = "eimf"
 """Where a checkpoint keeps the configuration, digests and version."""
 
@@ -96,3 +101,44 @@ def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> 
             f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
             f"raw files of then, or train on these with: eimf train {folder}/config.yaml"
         )
+
+
+def save_index(folder: Path, vectors: np.ndarray, options: dict[str, Any]) -> ItemIndex:
+    """Build an index of item vectors [I + 1, D] and keep it in a run folder, for serving.
+
+    Args:
+        options: of `eimf.retrieval.ItemIndex`.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    remove_index(folder)
+    index = ItemIndex(vectors, **options)
+    index.save(folder / INDEX)
+    write_json_atomic(folder / INDEX_ABOUT, {"vectors": _digest(vectors), "options": options})
+    return index
+
+
+def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
+    """The index that a run folder keeps, or an exact one of its item vectors.
+
+    Raises:
+        ArtifactError: it was made of other vectors, or is damaged.
+    """
+    try:
+        about = json.loads((folder / INDEX_ABOUT).read_text())
+    except FileNotFoundError:
+        return ItemIndex(vectors)
+    if about["vectors"] != _digest(vectors):
+        raise ArtifactError(f"{folder / INDEX}: was made of other weights; make it again with eimf index {folder}.")
+    return ItemIndex.load(folder / INDEX)
+
+
+def remove_index(folder: Path) -> None:
+    """Remove a kept index: training is about to change what it was made of."""
+    for name in (INDEX_ABOUT, INDEX):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _digest(vectors: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vectors, np.float32).data).hexdigest()

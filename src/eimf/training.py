@@ -33,7 +33,19 @@ from eimf.losses import RetrievalLoss
 from eimf.module import Explicit, MultiInterestModel
 from eimf.optimizers import build_optimizer
 from eimf.provenance import describe_run, label_digest
-from eimf.run_folder import BEST, CHECKPOINT_KEY, LAST, RESULTS, RUN, check_data, read_checkpoint, read_run
+from eimf.retrieval import ItemIndex
+from eimf.run_folder import (
+    BEST,
+    CHECKPOINT_KEY,
+    LAST,
+    RESULTS,
+    RUN,
+    check_data,
+    read_checkpoint,
+    read_run,
+    remove_index,
+    save_index,
+)
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import (
     Supervision,
@@ -80,6 +92,8 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
         prepared.items.write_parquet(folder / "items.parquet")
+    if is_first_process():
+        remove_index(folder)
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
     report_users(data, say)
@@ -104,12 +118,20 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     results = evaluate(trainer, model, data, evaluation, config.eval.test)
     if is_first_process():
         write_results(folder, results, config, prepared, costs(folder, trainer))
+        if config.eval.index != "flat":
+            keep_index(folder, model.backbone, config)
         for logger in trainer.loggers:
             assert isinstance(logger, WandbLogger)
             summaries = {part: one.summary for part, one in results.items()}
             log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None)
             logger.finalize("success")
     return Run(folder, results)
+
+
+def keep_index(folder: Path, backbone: Backbone, config: Config) -> ItemIndex:
+    """Keep the index of `eval.index` in the run folder, for serving."""
+    with torch.inference_mode():
+        return save_index(folder, backbone.item_vectors().float().cpu().numpy(), config.eval.index_options)
 
 
 def resume_config(folder: Path) -> Config:
@@ -176,6 +198,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False, labe
         train: also what only training needs: the item table's start from text, and EIMF's head.
         labels: digest of the labels, for the checkpoint.
     """
+    _check_size(config, data.prepared.n_items)
     torch.manual_seed(config.seed)
     backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
     backbone.observe(data.item_counts)
@@ -208,6 +231,16 @@ def build_model(config: Config, data: InteractionData, train: bool = False, labe
     }
     explicit = build_explicit(config, data.supervision) if train and data.supervision is not None else None
     return MultiInterestModel(backbone, loss, make_optimizer, origin, explicit)
+
+
+def _check_size(config: Config, n_items: int) -> None:
+    """Refuse optimisers whose steps cost in proportion to a large catalogue."""
+    optim, trained = config.optim, BACKBONES[config.backbone.name].trainable
+    if trained and optim.name != "rowwise" and n_items > optim.dense_limit:
+        raise ConfigError(
+            f"optim.name: {optim.name!r} reads and writes all {n_items:,} items at every step (limit "
+            f"{optim.dense_limit:,}); use optim.name=rowwise and loss.name=sampled_softmax, or raise optim.dense_limit."
+        )
 
 
 def start_from_text(backbone: Backbone, config: Config, prepared: Prepared) -> None:

@@ -220,6 +220,36 @@ def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -
         assert served == ids[[item - 1 for item in ranked]].to_list()
 
 
+def test_an_index_is_kept_and_used_for_serving(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = train(tiny_config(data_root, tmp_path, "eval.index=ivf", "eval.ivf_probes=99"), say=quiet)
+    history = eimf.load(made.folder).items["item_id"].head(3).to_list()
+    assert (made.folder / "index.faiss").is_file()
+    kept = eimf.load(made.folder).recommend(history)
+    assert main(["index", str(made.folder), "eval.index=hnsw"]) == 0
+    assert "hnsw" in capsys.readouterr().out
+    assert [one.item_id for one in eimf.load(made.folder).recommend(history)] == [one.item_id for one in kept]
+    about = json.loads((made.folder / "index.json").read_text())
+    (made.folder / "index.json").write_text(json.dumps(about | {"vectors": "0"}))
+    with pytest.raises(ArtifactError, match="made of other weights; make it again with eimf index"):
+        eimf.load(made.folder)
+    assert main(["index", str(made.folder), "optim.lr=1"]) == 2
+    assert "only eval" in capsys.readouterr().err
+    train(made_config := load(made.folder / "config.yaml", ["eval.index=flat"]), resume=made.folder, say=quiet)
+    assert made_config.eval.index == "flat"
+    assert not (made.folder / "index.faiss").exists()  # what was made of earlier weights is not kept
+    with pytest.raises(ConfigError, match="must divide backbone.embed_dim"):
+        tiny_config(data_root, tmp_path, "eval.index=ivfpq", "eval.pq_bytes=5")
+
+
+def test_dense_optimisers_are_refused_for_large_catalogues(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'adam' reads and writes all \d+ items .*rowwise"):
+        train(tiny_config(data_root, tmp_path, "optim.dense_limit=50"), say=quiet)
+    large = ["optim.dense_limit=50", "optim.name=rowwise", "loss.name=sampled_softmax", "trainer.max_epochs=1"]
+    assert train(tiny_config(data_root, tmp_path, *large), say=quiet).results
+
+
 def test_command_line(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}"]
     assert main(["prepare", *arguments]) == 0

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from eimf.errors import ArtifactError
 from eimf.retrieval import ItemIndex, Retrieved, is_member, merge, rerank_diverse, retrieve
 
 
@@ -62,6 +65,30 @@ def test_approximate_indexes_find_nearly_the_same(kind, options: dict[str, int])
     found = retrieve(ItemIndex(table(800), kind, **options), interests(), 20)
     overlap = is_member(found.items, exact.items).double().mean()
     assert overlap > 0.9
+
+
+def test_compressed_vectors_keep_most_of_the_order() -> None:
+    exact = retrieve(ItemIndex(table(800)), interests(), 20)
+    dim = table(800).shape[1]
+    found = retrieve(ItemIndex(table(800), "ivfpq", ivf_lists=8, ivf_probes=8, pq_bytes=dim // 2), interests(), 20)
+    assert is_member(found.items, exact.items).double().mean() > 0.5
+    tiny = ItemIndex(table(40), "ivfpq", pq_bytes=dim // 2)
+    assert retrieve(tiny, interests(), 5).items.max() <= 40
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
+def test_a_saved_index_answers_as_before(kind, tmp_path: Path) -> None:
+    index = ItemIndex(table(800), kind, pq_bytes=table(800).shape[1] // 2)
+    index.save(tmp_path / "index.faiss")
+    again = ItemIndex.load(tmp_path / "index.faiss")
+    before, after = retrieve(index, interests(), 20), retrieve(again, interests(), 20)
+    assert torch.equal(before.items, after.items)
+    assert again.n_items == 800
+    (tmp_path / "index.faiss").write_bytes(b"no index")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        ItemIndex.load(tmp_path / "index.faiss")
+    with pytest.raises(ArtifactError, match="could not be written"):
+        index.save(tmp_path / "nowhere" / "index.faiss")
 
 
 def greedy(scores: list[float], kinds: list[int], n: int, weight: float) -> list[int]:

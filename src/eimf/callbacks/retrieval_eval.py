@@ -122,16 +122,8 @@ class _Pass:
         self.items = torch.tensor(data.prepared.sequences.items, dtype=torch.long)
         self.categories = torch.from_numpy(data.prepared.categories).long()
         vectors = module.backbone.item_vectors().detach().float().cpu().numpy()
-        kind = config.index if full else "flat"
-        self.index = ItemIndex(
-            vectors,
-            kind,
-            hnsw_links=config.hnsw_links,
-            hnsw_search=config.hnsw_search,
-            ivf_lists=config.ivf_lists,
-            ivf_probes=config.ivf_probes,
-        )
-        self.exact = ItemIndex(vectors) if kind != "flat" else None
+        self.index = ItemIndex(vectors, **config.index_options) if full else ItemIndex(vectors)
+        self.exact = ItemIndex(vectors) if full and config.index != "flat" else None
         self.ranking_keys = [f"{name}@{k}" for name in RANKING for k in cutoffs]
         self.metrics: dict[str, Metric] = {
             f"{name}@{k}": RankingMetric(name, k).to(module.device) for name in RANKING for k in cutoffs
