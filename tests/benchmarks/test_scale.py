@@ -58,13 +58,12 @@ def _catalogue(n: int) -> tuple[np.ndarray, torch.Tensor]:
     return items, torch.from_numpy(users).view(1_000, 4, DIM)
 
 
+IVF = {"ivf_lists": 2_000, "ivf_probes": 16}
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [
-        ("ivf", {"ivf_lists": 2_000, "ivf_probes": 16}),
-        ("ivfpq", {"ivf_lists": 2_000, "ivf_probes": 16, "pq_bytes": 32}),
-        ("hnsw", {"hnsw_search": 128}),
-    ],
+    [("ivf", IVF), ("ivfpq", IVF | {"pq_bytes": 32}), ("hnsw", {"hnsw_search": 128})],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_retrieval_at_a_million_items(kind, options: dict[str, int], tmp_path: Path) -> None:
