@@ -9,10 +9,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test lint bench docs clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test lint bench bench-peers docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) SWEEP=$(SWEEP) RUN=<run folder> ARGS="key=value ..."'
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -69,6 +69,9 @@ lint: .venv/.ready-dev ## check format, lint and types
 
 bench: .venv/.ready-dev ## run the benchmarks (minutes; needs an otherwise idle machine)
 	$(BIN)/python -m pytest tests/benchmarks -s --override-ini addopts= $(ARGS)
+
+bench-peers: .venv/.ready-dev ## train and rank beside torch-rechub and RecBole (sets up their environments once)
+	$(BIN)/python -m tests.benchmarks.peers.compare_peers $(ARGS)
 
 docs: .venv/.ready-dev ## build the documentation site in build/site
 	$(BIN)/mkdocs build --quiet && echo 'written: build/site/index.html'
