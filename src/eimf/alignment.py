@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, Interests
+from eimf.backbones.base import Backbone, Interests, Items
 
 MAX_PERMUTATIONS = 5_000
 """Above this many assignments `optimal` matching falls back to `greedy`."""
@@ -117,6 +117,8 @@ class ExplicitInterests(nn.Module):
         matching: which behavioural interest belongs to an explicit one: `optimal`, `greedy`, or `soft`, the
             similarity-weighted mean of all.
         temperature: of the contrast and of the soft matching.
+        frozen_items: semantic prediction trains the adapter alone, and leaves the item vectors to the recommendation
+            loss (beyond the paper).
     """
 
     centres: Tensor
@@ -130,9 +132,10 @@ class ExplicitInterests(nn.Module):
         alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce",
         matching: Literal["optimal", "greedy", "soft"] = "optimal",
         temperature: float = 0.1,
+        frozen_items: bool = False,
     ) -> None:
         super().__init__()
-        self.prediction, self.alignment = prediction, alignment
+        self.prediction, self.alignment, self.frozen_items = prediction, alignment, frozen_items
         self.matching: Literal["optimal", "greedy", "soft"] = matching
         self.temperature = temperature
         if prediction == "next_item" or alignment != "none":
@@ -151,7 +154,7 @@ class ExplicitInterests(nn.Module):
         predictive: Bool[Tensor, "B S"],
         user: Int[Tensor, " B"],
         target: Int[Tensor, " B"],
-        predict: Callable[[Backbone, Tensor, Tensor], Tensor],
+        predict: Callable[[Items, Tensor, Tensor], Tensor],
         shown: Int[Tensor, "B L"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Unweighted losses by name: `semantic_prediction`, `modality_alignment` and `interest_assignment`, those
@@ -183,16 +186,17 @@ class ExplicitInterests(nn.Module):
         mapped: Tensor,
         allowed: Tensor,
         target: Tensor,
-        predict: Callable[[Backbone, Tensor, Tensor], Tensor],
+        predict: Callable[[Items, Tensor, Tensor], Tensor],
     ) -> Float[Tensor, ""]:
         usable = allowed.any(dim=1)
         if not usable.any():
             return mapped.sum() * 0.0
         mapped, allowed, target = mapped[usable], allowed[usable], target[usable]
+        items = _FrozenItems(backbone) if self.frozen_items else backbone
         # A hard read-out among the allowed interests: those that are not are pushed out of its reach.
-        scores = torch.einsum("bsd,bd->bs", mapped, backbone.item_vectors(target)).masked_fill(~allowed, -torch.inf)
+        scores = torch.einsum("bsd,bd->bs", mapped, items.item_vectors(target)).masked_fill(~allowed, -torch.inf)
         best = mapped[torch.arange(len(target), device=target.device), scores.argmax(dim=1)]
-        return predict(backbone, best[:, None], target)
+        return predict(items, best[:, None], target)
 
     def _predict_interest(self, vectors: Tensor, words: Tensor, present: Tensor) -> Float[Tensor, ""]:
         told, wanted = self._partners(self.describe(vectors), words, present)[present], words[present]  # [P, D_text]
@@ -222,6 +226,16 @@ class ExplicitInterests(nn.Module):
             return weights.transpose(1, 2) @ vectors
         chosen = match_interests(similarity, present, self.matching)
         return vectors.gather(1, chosen[..., None].expand(-1, -1, vectors.shape[-1]))
+
+
+class _FrozenItems:
+    """A backbone's items as constants."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.n_items = backbone, backbone.n_items
+
+    def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
+        return self.backbone.item_vectors(items).detach()
 
 
 def schedule(epoch: int, warmup: int, decay: int, last: int) -> float:

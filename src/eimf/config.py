@@ -214,6 +214,9 @@ class EIMFConfig:
     only_after: bool = False
     """`next_item`: use only targets after the label's history. If false, interests that name the target are dropped
     instead, which leaves more samples and no short cut either."""
+    frozen_items: bool = False
+    """Beyond the paper: semantic prediction (`next_item`) trains the adapter alone, not the item table, so that
+    explicit interests reach the model by alignment only."""
     alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce"
     """Modality alignment of behavioural with explicit interests."""
     alignment_weight: float = option(0.1, low=0.0)

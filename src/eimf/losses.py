@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, Interests
+from eimf.backbones.base import Backbone, Interests, Items
 from eimf.negatives import NegativeSampler
 
 
@@ -232,9 +232,7 @@ class RetrievalLoss(nn.Module):
             terms["routing"] = self.routing_weight * routing_regularisation(interests.routing, history != 0)
         return terms
 
-    def predict(
-        self, backbone: Backbone, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
+    def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """The named loss alone, of any K vectors that should have the target among their nearest items."""
         if self.name == "full_softmax":
             items = backbone.item_vectors()

@@ -268,6 +268,7 @@ def build_explicit(config: Config, supervision: Supervision) -> Explicit:
         eimf.alignment,
         eimf.matching,
         eimf.temperature,
+        eimf.frozen_items,
     )
     weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
     weights["interest_assignment"] = eimf.assignment_weight

@@ -5,7 +5,7 @@ I items.
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eimf.options import option
+
+
+class Items(Protocol):
+    """What losses read of a backbone: its item vectors."""
+
+    n_items: int
+
+    def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]: ...
 
 
 class Interests(NamedTuple):
