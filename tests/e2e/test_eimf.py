@@ -88,6 +88,7 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
         ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
         ["text.item_init=text", "split.kind=loo"],
         ["eimf.propagate=true", "eimf.propagate_least=0.2"],
+        ["eimf.frozen_items=true", "loss.name=sampled_softmax", "loss.n_negatives=20"],
         ["eimf.assignment_weight=0.1", "backbone=mind"],
     ],
     ids=" ".join,

@@ -109,6 +109,21 @@ def test_nothing_usable_gives_zero_with_gradients() -> None:
         sum(found.values(), start=torch.zeros(())).backward()
 
 
+def test_frozen_items_are_left_to_the_recommendation_loss() -> None:
+    torch.manual_seed(0)
+    backbone = ComiRecSA(10, 5, embed_dim=8)
+    made, interests = head(frozen_items=True), backbone(torch.randint(1, 11, (4, 5)))
+    found = made(backbone, interests, **batch(backbone))
+    found["semantic_prediction"].backward(retain_graph=True)
+    assert backbone.item_embedding.weight.grad is None
+    assert all(param.grad is not None for param in made.adapter.parameters())
+    assert torch.equal(
+        found["semantic_prediction"], head()(backbone, interests, **batch(backbone))["semantic_prediction"]
+    )
+    found["modality_alignment"].backward()
+    assert backbone.item_embedding.weight.grad is not None  # by way of the history
+
+
 def test_assignment_wants_one_behavioural_interest_for_each_explicit_one() -> None:
     shown = torch.tensor([[-1, 0, 0, 1, 1]])
     right = torch.tensor([[[0.1, 0.0, 0.0, 0.5, 0.4], [0.0, 0.5, 0.5, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0, 0.0]]])

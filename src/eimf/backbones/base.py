@@ -5,7 +5,7 @@ I items.
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from eimf.options import option
 
 
+@runtime_checkable
 class Items(Protocol):
     """What losses read of a backbone: its item vectors."""
 
