@@ -51,6 +51,14 @@ def test_routing_by_hand() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_shared_votes_route_as_repeated_ones() -> None:
+    torch.manual_seed(0)
+    votes, logits, mask = torch.randn(2, 5, 4), torch.randn(2, 3, 5), torch.ones(2, 1, 5)
+    shared, repeated = route(votes, logits, mask, 3), route(votes[:, None].expand(-1, 3, -1, -1), logits, mask, 3)
+    torch.testing.assert_close(shared.vectors, repeated.vectors)
+    torch.testing.assert_close(shared.routing, repeated.routing)
+
+
 def test_mind_logits_are_a_saved_constant() -> None:
     first, second = MIND(10, 5, routing_seed=3), MIND(10, 5, routing_seed=3)
     assert torch.equal(first.logits, second.logits)

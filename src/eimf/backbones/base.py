@@ -121,7 +121,7 @@ def squash(vectors: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
 
 
 def route(
-    votes: Float[Tensor, "B K L D"],
+    votes: Float[Tensor, "B *K L D"],
     logits: Float[Tensor, "B K L"],
     mask: Float[Tensor, "B 1 L"],
     iterations: int,
@@ -132,15 +132,17 @@ def route(
     Only the last iteration passes gradients, as in the authors' code.
 
     Args:
-        votes: what each position would say for each interest.
+        votes: what each position says for each interest; [B, L, D] where it says the same for all, which saves memory
+            traffic.
         logits: initial routing logits.
         mask: 1 at items, 0 at padding.
     """
+    gather, agree = ("bkl,bld->bkd", "bld,bkd->bkl") if votes.ndim == 3 else ("bkl,bkld->bkd", "bkld,bkd->bkl")
     fixed = votes.detach()
     with torch.no_grad():
         for _ in range(iterations - 1):
             weights = logits.softmax(dim=1) * mask
-            interests = squash(torch.einsum("bkl,bkld->bkd", weights, fixed))
-            logits = logits + torch.einsum("bkld,bkd->bkl", fixed, interests)
+            interests = squash(torch.einsum(gather, weights, fixed))
+            logits = logits + torch.einsum(agree, fixed, interests)
     weights = logits.softmax(dim=1) * mask
-    return Interests(squash(torch.einsum("bkl,bkld->bkd", weights, votes)), weights)
+    return Interests(squash(torch.einsum(gather, weights, votes)), weights)

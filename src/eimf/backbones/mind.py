@@ -67,7 +67,6 @@ class MIND(Backbone):
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         batch, length = history.shape
         votes = self.bilinear(self.dropout(self.item_embedding(history)))  # [B, L, D]
-        votes = votes[:, None].expand(-1, self.n_interests, -1, -1)
         mask = (history != 0)[:, None].to(votes.dtype)
         logits = self.logits[:, -length:].to(votes.dtype).expand(batch, -1, -1)
         interests = route(votes, logits, mask, self.iterations)
