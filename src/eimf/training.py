@@ -27,7 +27,7 @@ from eimf.config import Config, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import Spans
-from eimf.errors import ArtifactError, ConfigError
+from eimf.errors import ArtifactError, ConfigError, LabelError
 from eimf.groups import distance_to_labelled, group_users
 from eimf.losses import RetrievalLoss
 from eimf.module import Explicit, MultiInterestModel
@@ -174,7 +174,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
 
 
 def group_held_out(data: InteractionData, part: str, say: Say) -> pl_frames.DataFrame:
-    """Groups of held-out users (see `eimf.groups`); nearness to labelled ones where `eimf.enabled`.
+    """Groups of held-out users (see `eimf.groups`); nearness to labelled ones where there are any.
 
     Args:
         part: `test` or `val`.
@@ -182,9 +182,14 @@ def group_held_out(data: InteractionData, part: str, say: Say) -> pl_frames.Data
     config, sequences = data.config, data.prepared.sequences
     held = data.split.test if part == "test" else data.split.validation
     distance = None
+    supervision = None
     if config.eimf.enabled:
+        try:
+            supervision = load_supervision(replace(config, eimf=replace(config.eimf, propagate=False)), data, say)
+        except LabelError as error:
+            say(f"no groups by nearness to labelled users: {error}")
+    if supervision is not None:
         titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
-        supervision = load_supervision(replace(config, eimf=replace(config.eimf, propagate=False)), data, say)
         trained = user_vectors(sequences, data.split.train, titles)
         near = user_vectors(sequences, Spans(held.user_idx, held.start, held.cut), titles)
         distance = distance_to_labelled(near, trained[supervision.span_row.numpy()])

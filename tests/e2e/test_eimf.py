@@ -15,6 +15,7 @@ from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import split
 from eimf.errors import ConfigError, LabelError
 from eimf.recommender import Recommender
+from eimf.report import build_report
 from eimf.semantics import text
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import match_labels
@@ -148,6 +149,7 @@ def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Pa
     try:
         results, _ = evaluate_run(made.folder, say=quiet)
         assert {part: one.summary for part, one in results.items()} == metrics(made)
+        assert "<h2>Groups of users" in build_report(made.folder).read_text()  # without nearness to labelled ones
     finally:
         labels_gone.rename(labels)
 

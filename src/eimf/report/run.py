@@ -100,9 +100,10 @@ def _groups(table: pl.DataFrame, shown: str, mean: float) -> Section:
 
 def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
     """Replies, tokens and seconds that the explicit interests took, where a label cache knows them."""
-    if not config.eimf.enabled or not is_cache(config.label_source):
+    source = config.label_source
+    if not config.eimf.enabled or not source.is_file() or not is_cache(source):
         return ()
-    with LabelCache(config.label_source, read_only=True) as cache:
+    with LabelCache(source, read_only=True) as cache:
         records = cache.records()
     total = {
         "replies of the LLM": len(records),

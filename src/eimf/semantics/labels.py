@@ -592,6 +592,11 @@ def _has_surrogate(text: str) -> bool:
 
 
 def is_cache(path: Path) -> bool:
+    """Whether a file is a label cache, and not JSON lines.
+
+    Raises:
+        LabelError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return file.read(16) == b"SQLite format 3\0"
