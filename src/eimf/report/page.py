@@ -23,6 +23,8 @@ class Section(NamedTuple):
     rows: tuple[tuple[Any, ...], ...] = ()
     charts: tuple[str, ...] = ()
     code: str = ""
+    fold: bool = False
+    """Whether the table is long, and opens on a click."""
 
 
 TEMPLATE = """{% macro show(cell) %}{% if cell.text is not defined %}{{ cell }}{% elif cell.link %}
@@ -35,16 +37,18 @@ h1{overflow-wrap:anywhere}
 body{color:var(--ink);background:var(--paper);font:16px/1.5 system-ui,sans-serif;
 max-width:52rem;margin:auto;padding:1rem}
 svg{max-width:100%;height:auto;display:block}.wide{overflow-x:auto}pre{overflow-x:auto;font-size:.8rem}
-table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid var(--rule);text-align:right}
+table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid var(--rule)}
+td,th{text-align:right;white-space:nowrap}
 .best{font-weight:700}.second{text-decoration:underline}a{color:inherit}
 td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
 </style></head><body><h1>{{ title }}</h1>
 {% for one in sections %}<section><h2>{{ one.title }}</h2>
 {% for line in one.text %}<p>{{ line }}</p>{% endfor %}
-{% if one.rows %}<div class="wide"><table><thead><tr>
+{% if one.rows %}{% if one.fold %}<details><summary>{{ one.rows|length }} rows</summary>{% endif %}
+<div class="wide"><table><thead><tr>
 {% for name in one.head %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in one.rows %}<tr>{% for cell in row %}<td>{{ show(cell) }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>{% endif %}
+{% endfor %}</tbody></table></div>{% if one.fold %}</details>{% endif %}{% endif %}
 {% for chart in one.charts %}<figure class="wide" style="margin:1rem 0">{{ chart|safe }}</figure>{% endfor %}
 {% if one.code %}<details><summary>commands and settings</summary>
 <pre>{{ one.code }}</pre></details>{% endif %}</section>

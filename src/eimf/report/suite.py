@@ -97,7 +97,7 @@ def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
     charts = (intervals(bars, f"lift in {metric} (%) by popularity of the targets, 95% interval"),) if bars else ()
     head = ("group", "level", "users", "variant", "baseline", "lift", "95% interval")
     text = "For looking, not for claims: nothing is corrected for the number of groups."
-    return [Section(f"Lifts in {metric} by groups of users", (text,), head, rows, charts)]
+    return [Section(f"Lifts in {metric} by groups of users", (text,), head, rows, charts, fold=True)]
 
 
 def _runs(folder: Path, found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
