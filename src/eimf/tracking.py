@@ -1,7 +1,7 @@
 """Weights & Biases: mirrors a run's curves and results. Offline unless a key or the user says otherwise."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,12 +69,16 @@ def wandb_mode(config: Config) -> str:
 
 
 def log_outcome(
-    logger: WandbLogger, results: Mapping[str, Mapping[str, float]], checkpoint: Path | None = None
+    logger: WandbLogger,
+    results: Mapping[str, Mapping[str, float]],
+    checkpoint: Path | None = None,
+    trade_off: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Log the final metrics, as values and as one table, and keep the best checkpoint if one is given.
 
     Args:
         results: part of the split -> metric -> value.
+        trade_off: accuracy and diversity by the weight of the controllable aggregation; drawn, if there is a curve.
     """
     import wandb
 
@@ -82,6 +86,11 @@ def log_outcome(
     keys = list(dict.fromkeys(key for one in results.values() for key in one))
     rows = [[key, *(one.get(key) for one in results.values())] for key in keys]
     logger.experiment.log({"final/table": wandb.Table(columns=["metric", *results], data=rows)})
+    if len(trade_off) > 1:
+        curve = wandb.Table(columns=list(trade_off[0]), data=[list(one.values()) for one in trade_off])
+        wider, recall = (next(key for key in trade_off[0] if key.startswith(name)) for name in ("diversity", "recall"))
+        title = "accuracy against diversity"
+        logger.experiment.log({"final/trade_off": wandb.plot.line(curve, wider, recall, title=title)})
     if checkpoint is not None:
         artifact = wandb.Artifact(f"best-{logger.experiment.id}", type="model")
         artifact.add_file(str(checkpoint), name="best.ckpt")

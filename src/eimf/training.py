@@ -123,7 +123,8 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         for logger in trainer.loggers:
             assert isinstance(logger, WandbLogger)
             summaries = {part: one.summary for part, one in results.items()}
-            log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None)
+            curve = results["test" if "test" in results else "val"].trade_off
+            log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
     return Run(folder, results)
 

@@ -368,7 +368,7 @@ def test_wandb_offline_without_network_or_key(data_root: Path, tmp_path: Path) -
     folder = tmp_path / "demo-comirec_sa" / "version_0"
     (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     content = log.read_bytes()
-    for name in (b"train/loss", b"val/recall@50", b"final/test/ndcg@20"):
+    for name in (b"train/loss", b"val/recall@50", b"final/test/ndcg@20", b"final/trade_off"):
         assert name in content
     assert (folder / "results.json").is_file()
 

@@ -1,6 +1,7 @@
 """torch-rechub's side: its feature columns, MatchDataGenerator and MatchTrainer, list-wise, as in its tutorials."""
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,10 @@ class Rechub(protocol.Side):
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         net = self.trainer.model
-        users = self.trainer.inference_embedding(net, mode="user", data_loader=self.users, model_path=None)
-        items = self.trainer.inference_embedding(net, mode="item", data_loader=self.items, model_path=None)
+        folder = tempfile.mkdtemp()
+        torch.save(net.state_dict(), f"{folder}/model.pth")  # its inference reads the weights from there
+        users = self.trainer.inference_embedding(net, mode="user", data_loader=self.users, model_path=folder)
+        items = self.trainer.inference_embedding(net, mode="item", data_loader=self.items, model_path=folder)
         return users.numpy(), items.numpy()
 
 
