@@ -1,9 +1,10 @@
 """What one side of a comparison answers, a line at a time: used in three environments, so it needs only numpy."""
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ class Side:
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """User vectors [U, K, D] of the held-out users, and item vectors [I + 1, D], in our numbering."""
         raise NotImplementedError
+
+
+class Head:
+    """The first batches of a loader."""
+
+    def __init__(self, loader: Iterable[Any], steps: int) -> None:
+        self.loader, self.steps = loader, steps
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.steps)
+
+    def __len__(self) -> int:
+        return self.steps
 
 
 def answer(make: Callable[[Path, str], Side]) -> None:

@@ -1,6 +1,5 @@
 """RecBole's side: its data set, loader, SASRec and Trainer, leave one out with all prefixes as training samples."""
 
-import itertools
 import tempfile
 from pathlib import Path
 
@@ -12,19 +11,6 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
-
-
-class Head:
-    """The first batches of a loader."""
-
-    def __init__(self, loader: object, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-
-    def __iter__(self):
-        return itertools.islice(iter(self.loader), self.steps)
-
-    def __len__(self) -> int:
-        return self.steps
 
 
 class RecBole(protocol.Side):
@@ -70,7 +56,7 @@ class RecBole(protocol.Side):
         self.trainer.eval_collector.data_collect(self.loader)
 
     def train(self, steps: int) -> None:
-        self.trainer._train_epoch(Head(self.loader, steps) if steps else self.loader, 0)
+        self.trainer._train_epoch(protocol.Head(self.loader, steps) if steps else self.loader, 0)
 
     def rank(self) -> None:
         self.trainer.evaluate(self.test, load_best_model=False)

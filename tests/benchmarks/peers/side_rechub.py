@@ -1,6 +1,5 @@
 """torch-rechub's side: its feature columns, MatchDataGenerator and MatchTrainer, list-wise, as in its tutorials."""
 
-import itertools
 import tempfile
 from pathlib import Path
 
@@ -11,19 +10,6 @@ from torch_rechub.basic.features import SequenceFeature, SparseFeature
 from torch_rechub.models.matching import MIND, ComirecSA
 from torch_rechub.trainers import MatchTrainer
 from torch_rechub.utils.data import MatchDataGenerator
-
-
-class Head:
-    """The first batches of a loader."""
-
-    def __init__(self, loader: object, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-
-    def __iter__(self):
-        return itertools.islice(iter(self.loader), self.steps)
-
-    def __len__(self) -> int:
-        return self.steps
 
 
 class Rechub(protocol.Side):
@@ -59,7 +45,7 @@ class Rechub(protocol.Side):
         self.trainer = MatchTrainer(net, mode=2, optimizer_params={"lr": protocol.LR}, device="cpu")
 
     def train(self, steps: int) -> None:
-        self.trainer.train_one_epoch(Head(self.loader, steps) if steps else self.loader)
+        self.trainer.train_one_epoch(protocol.Head(self.loader, steps) if steps else self.loader)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         net = self.trainer.model
