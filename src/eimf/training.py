@@ -86,6 +86,7 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     """
     quiet_lightning()
     prepared = prepared or prepare(config.dataset, config.data.root, say)
+    _check_size(config, prepared.n_items)
     labels = label_digest(config)
     folder = resume or _new_run_folder(config)
     if resume is None and is_first_process():
@@ -204,7 +205,6 @@ def build_model(config: Config, data: InteractionData, train: bool = False, labe
         train: also what only training needs: the item table's start from text, and EIMF's head.
         labels: digest of the labels, for the checkpoint.
     """
-    _check_size(config, data.prepared.n_items)
     torch.manual_seed(config.seed)
     backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
     backbone.observe(data.item_counts)

@@ -246,6 +246,7 @@ def test_an_index_is_kept_and_used_for_serving(
 def test_dense_optimisers_are_refused_for_large_catalogues(data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'adam' reads and writes all \d+ items .*rowwise"):
         train(tiny_config(data_root, tmp_path, "optim.dense_limit=50"), say=quiet)
+    assert not list(tmp_path.iterdir())  # a refused run leaves no folder
     large = ["optim.dense_limit=50", "optim.name=rowwise", "loss.name=sampled_softmax", "trainer.max_epochs=1"]
     assert train(tiny_config(data_root, tmp_path, *large), say=quiet).results
 
