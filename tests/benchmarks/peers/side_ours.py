@@ -48,7 +48,9 @@ class Ours(protocol.Side):
         self.loaded = InteractionData(prepare(self.config.dataset, self.config.data.root), self.config)
 
     def reset(self) -> None:
-        self.net = build_model(self.config, self.loaded, train=True)
+        self.net, self.epoch = build_model(self.config, self.loaded, train=True), 0
+        optimizer = self.net.make_optimizer(self.net)
+        self.net.make_optimizer = lambda module: optimizer  # one for all calls of `train`, as the peers have
 
     def _trainer(self) -> pl.Trainer:
         trainer = build_trainer(self.config, None, RetrievalEval(self.config.eval, self.config.cutoffs))
@@ -58,7 +60,11 @@ class Ours(protocol.Side):
 
     def train(self, steps: int) -> None:
         trainer = self._trainer()
-        trainer.fit_loop.max_epochs = 1
+        # A trainer goes on from the last one's epoch, so that samples come in another order.
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.ready = progress.started = progress.processed = progress.completed = self.epoch
+        self.epoch += 1
+        trainer.fit_loop.max_epochs = self.epoch
         trainer.limit_train_batches = steps or 1.0
         trainer.fit(self.net, datamodule=self.loaded)
 
