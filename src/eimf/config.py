@@ -260,7 +260,7 @@ class OptimConfig:
     """`cosine` lowers the rate to 0 over `trainer.max_epochs`; give it a `trainer.patience` as long."""
     item_lr: float = option(0.05, low=1e-8)
     """Learning rate of the item table under `rowwise`."""
-    dense_limit: int = option(300_000, low=1)
+    dense_limit: int = option(500_000, low=1)
     """Items above which `adam` and `adamw` are refused: every step would read and write the whole table and two states
     of it. Raise it to insist."""
     weight_decay: float = option(0.0, low=0.0)

@@ -146,6 +146,9 @@ def test_runs_of_different_catalogues_are_refused(runs: list[Path], data_root: P
     other = tiny_config(data_root, tmp_path, "dataset.demo.n_items=90", "trainer.max_epochs=1")
     with pytest.raises(ArtifactError, match="another catalogue"):
         open_runs([runs[0], train(other, say=lambda _: None).folder])
+    parted = tiny_config(data_root, tmp_path, "split.seed=1", "trainer.max_epochs=1")
+    with pytest.raises(ArtifactError, match="other data or another split"):
+        open_runs([runs[0], train(parted, say=lambda _: None).folder])
 
 
 def test_bad_commands(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +156,8 @@ def test_bad_commands(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert "no such checkpoint" in capsys.readouterr().err
     assert main(["explore", str(runs[0]), "--host", "203.0.113.7"]) == 2
     assert "cannot listen on 203.0.113.7:8411" in capsys.readouterr().err
+    assert main(["explore", str(runs[0]), "--port", "70000"]) == 2
+    assert "must be from 0 (any free one) to 65535, is 70000" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,14 @@ def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path
     assert "<link" not in page
 
 
+def test_a_run_of_one_dimension_gets_a_page_without_a_map(data_root: Path, tmp_path: Path) -> None:
+    settings = [*TINY, "backbone.embed_dim=1", f"data.root={data_root}", f"logger.root={tmp_path}"]
+    assert main(["train", "--dataset", "demo", "--backbone", "popularity", *settings]) == 0
+    (run,) = tmp_path.glob("*/version_0")
+    assert main(["report", str(run)]) == 0
+    assert "Map of items" not in (run / "report.html").read_text()
+
+
 def test_a_suite_gets_a_page(tmp_path: Path) -> None:
     runs = {
         name: {

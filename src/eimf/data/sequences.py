@@ -7,6 +7,7 @@ with offsets, never a list for each user.
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from eimf.artifacts import Manifest, check_files, new_artifact, read_manifest, s
 from eimf.config import DatasetConfig
 from eimf.data.download import Located, content_options, describe, locate
 from eimf.data.sources import SOURCES, RawData, demo
-from eimf.errors import DataError
+from eimf.errors import ArtifactError, DataError
 
 KIND = "prepared"
 USERS_AT_A_TIME = 200_000
@@ -158,8 +159,9 @@ def prepare(
     """
     root = Path(root)
     for made in (root / "prepared").glob(f"{dataset.name}-*/") if digest else ():
-        if read_manifest(made, KIND).digest == digest:
-            return load_prepared(made)
+        with suppress(ArtifactError):  # another's folder, damaged or of another version, is no concern here
+            if read_manifest(made, KIND).digest == digest:
+                return load_prepared(made)
     located = locate(dataset, root) if dataset.source != "demo" else None
     inputs = describe(located) if located else {}
     options = asdict(content_options(located.dataset if located else dataset))

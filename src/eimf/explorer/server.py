@@ -3,6 +3,7 @@
 import socket
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 from typing import TypeVar
 
@@ -26,7 +27,10 @@ FILES = {
     "/page.css": ("page.css", "text/css"),
 }
 # Titles and labels are other people's text: the page builds text nodes only, and runs no script but its own.
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "frame-ancestors 'none'; form-action 'none'"
+)
 
 
 def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
@@ -94,6 +98,8 @@ def serve(explorer: Explorer, host: str, port: int, say: Callable[[str], None], 
     Raises:
         ConfigError: the address cannot be had.
     """
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--port: must be from 0 (any free one) to 65535, is {port}.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
@@ -109,4 +115,5 @@ def serve(explorer: Explorer, host: str, port: int, say: Callable[[str], None], 
         webbrowser.open(address)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else ("*",)
     server = uvicorn.Server(uvicorn.Config(build_app(explorer, hosts), log_level="warning"))
-    server.run([listener])
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how this ends, and uvicorn raises it again
+        server.run([listener])

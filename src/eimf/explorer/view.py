@@ -186,20 +186,26 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
         ArtifactError: a folder is no finished run, or the runs have different catalogues.
     """
     models = [load(folder) for folder in folders]
+    digests = {folder: read_results(folder)["data_digest"] for folder in folders}
     for folder, model in zip(folders, models, strict=True):
         if not model.items["item_id"].equals(models[0].items["item_id"]):
             raise ArtifactError(
                 f"{folder}: has another catalogue ({len(model.items):,} items) than {folders[0]} "
                 f"({len(models[0].items):,}); compare runs of the same prepared data."
             )
+        if model.config.split != models[0].config.split or digests[folder] != digests[folders[0]]:
+            raise ArtifactError(
+                f"{folder}: has other data or another split than {folders[0]}, so that what one held out the other may "
+                "have been trained on; compare runs of the same data and split."
+            )
     names = _names([folder.resolve().parts for folder in folders])
     runs = tuple(Run(name, model) for name, model in zip(names, models, strict=True))
     config = models[0].config
     try:
-        prepared = prepare(config.dataset, config.data.root, digest=read_results(folders[0])["data_digest"])
-    except (DataError, OSError) as error:
+        prepared = prepare(config.dataset, config.data.root, digest=digests[folders[0]])
+    except (DataError, ArtifactError, OSError) as error:
         return Explorer(runs, missing=f"No users to choose from: {error}")
-    if not prepared.items["item_id"].equals(models[0].items["item_id"]):
+    if prepared.digest != digests[folders[0]]:
         missing = "No users to choose from: the prepared data are not those that the run was trained on."
         return Explorer(runs, missing=missing)
     held = split(prepared.sequences, config.split)

@@ -147,7 +147,8 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
     history = gather_history(torch.tensor(sequences.items, dtype=torch.long), start, cut, length)
     with torch.inference_mode():
         found = [model.backbone(part) for part in history.split(512)]
-    sections = [_map(model, prepared, np.concatenate([one.vectors[:5].float().numpy() for one in found])[:5])]
+    vectors = np.concatenate([one.vectors[:5].float().numpy() for one in found])[:5]
+    sections = [_map(model, prepared, vectors)] if vectors.shape[-1] > 1 else []  # popularity has one dimension
     if sequences.interests is not None and all(one.routing is not None for one in found):
         routing = np.concatenate([one.routing.float().numpy() for one in found if one.routing is not None])
         causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)

@@ -62,7 +62,7 @@ class Ours(protocol.Side):
         trainer = self._trainer()
         # A trainer goes on from the last one's epoch, so that samples come in another order.
         progress = trainer.fit_loop.epoch_progress.current
-        progress.ready = progress.started = progress.processed = progress.completed = self.epoch
+        progress.ready = progress.started = progress.processed = progress.completed = self.epoch  # pyright: ignore[reportAttributeAccessIssue]
         self.epoch += 1
         trainer.fit_loop.max_epochs = self.epoch
         trainer.limit_train_batches = steps or 1.0
