@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, Interests, Items
+from eimf.losses import read_out
+from eimf.semantics.supervision import ItemInterests
 
 MAX_PERMUTATIONS = 5_000
 """Above this many assignments `optimal` matching falls back to `greedy`."""
@@ -112,38 +114,48 @@ class ExplicitInterests(nn.Module):
         text_dim, embed_dim: D_text and D.
         centres: f32[C, D_text], clusters of all explicit interests, for `prediction="interest"`.
         prediction: `next_item`: the explicit interests predict the target as behavioural ones would; `interest`: the
-            behavioural interests predict the vector and the cluster of the user's explicit ones; or `none`.
+            behavioural interests predict the vector and the cluster of the user's explicit ones; `next_interest`: the
+            behavioural interests of every user predict the explicit interests that the target serves; or `none`.
         alignment: `infonce`, `cosine`, `mse` or `none`.
         matching: which behavioural interest belongs to an explicit one: `optimal`, `greedy`, or `soft`, the
             similarity-weighted mean of all.
         temperature: of the contrast and of the soft matching.
         frozen_items: semantic prediction trains the adapter alone, and leaves the item vectors to the recommendation
             loss (beyond the paper).
+        served: the explicit interests that each item serves, for `prediction="next_interest"`.
     """
 
     centres: Tensor
+    vocabulary: Tensor
+    interest: Tensor
+    share: Tensor
 
     def __init__(
         self,
         text_dim: int,
         embed_dim: int,
         centres: Float[Tensor, "C D_text"],
-        prediction: Literal["next_item", "interest", "none"] = "next_item",
+        prediction: Literal["next_item", "interest", "next_interest", "none"] = "next_item",
         alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce",
         matching: Literal["optimal", "greedy", "soft"] = "optimal",
         temperature: float = 0.1,
         frozen_items: bool = False,
+        served: ItemInterests | None = None,
     ) -> None:
         super().__init__()
         self.prediction, self.alignment, self.frozen_items = prediction, alignment, frozen_items
         self.matching: Literal["optimal", "greedy", "soft"] = matching
         self.temperature = temperature
-        if prediction == "next_item" or alignment != "none":
+        if prediction in ("next_item", "next_interest") or alignment != "none":
             hidden = 2 * embed_dim
             self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
         if prediction == "interest":
             self.describe = nn.Linear(embed_dim, text_dim)
             self.register_buffer("centres", centres)
+        if prediction == "next_interest":
+            assert served is not None
+            for name, value in (("vocabulary", served.vectors), ("interest", served.interest), ("share", served.share)):
+                self.register_buffer(name, value, persistent=False)  # made again from the labels
 
     def forward(
         self,
@@ -179,6 +191,18 @@ class ExplicitInterests(nn.Module):
         if shown is not None and interests.routing is not None:
             losses["interest_assignment"] = assign(interests.routing, shown, words.shape[1])
         return losses
+
+    def predict_next_interest(
+        self, backbone: Backbone, interests: Interests, target: Int[Tensor, " B"]
+    ) -> Float[Tensor, ""]:
+        """Semantic prediction as `next_interest`: which of all explicit interests does the next item serve?
+
+        The behavioural interest nearest to the target has to score the explicit interests that the target serves above
+        all others', as it has to score the target above all other items. It needs no label of the user.
+        """
+        user = read_out(interests.vectors, backbone.item_vectors(target))
+        told = (user @ self.adapter(self.vocabulary).T).float().log_softmax(dim=1)  # [B, C]
+        return -(self.share[target] * told.gather(1, self.interest[target])).sum(dim=1).mean()
 
     def _predict_item(
         self,
@@ -239,7 +263,10 @@ class _FrozenItems:
 
 
 def schedule(epoch: int, warmup: int, decay: int, last: int) -> float:
-    """Factor of the auxiliary losses at an epoch (from 0): rises over `warmup` epochs, falls over the last `decay`."""
+    """Factor of the auxiliary losses at an epoch (from 0): rises over `warmup` epochs, falls over the last `decay`, and
+    is 0 from epoch `last` on."""
+    if epoch >= last:
+        return 0.0
     rise = min(1.0, (epoch + 1) / warmup) if warmup > 0 else 1.0
     fall = min(1.0, (last - epoch) / decay) if decay > 0 else 1.0
     return max(0.0, min(rise, fall))

@@ -207,8 +207,9 @@ class EIMFConfig:
     labels: str = ""
     """Label cache or JSONL file with the explicit interests of typical users. Empty: `<data.root>/labels/<dataset>.db`,
     which `eimf label` fills."""
-    prediction: Literal["next_item", "interest", "none"] = "next_item"
-    """Semantic prediction: explicit interests predict the next item, or behavioural ones predict explicit ones."""
+    prediction: Literal["next_item", "interest", "next_interest", "none"] = "next_item"
+    """Semantic prediction: explicit interests predict the next item; behavioural ones predict the user's explicit ones;
+    or behavioural ones of all users predict which explicit interests, of all labels, the next item serves."""
     prediction_weight: float = option(0.1, low=0.0)
     """lambda_sp."""
     only_after: bool = False
@@ -237,14 +238,23 @@ class EIMFConfig:
     """Samples of labelled users that every training step sees beside its batch (labelled users are few)."""
     warmup_epochs: int = option(0, low=0)
     """Epochs over which both weights rise from 0."""
+    epochs: int = option(0, low=0)
+    """Epochs with auxiliary losses, the first ones; 0: all."""
     decay_epochs: int = option(0, low=0)
-    """Last epochs (before trainer.max_epochs) over which both weights fall to 0."""
+    """The last of these epochs over which both weights fall to 0."""
     clusters: int = option(64, low=2)
     """Clusters of all explicit interests, the classes of `prediction=interest`."""
     shuffle: bool = False
     """Control: every labelled user gets the words of another one."""
     share: float = option(1.0, low=1e-6, high=1.0)
     """Share of the labels to use."""
+
+    @property
+    def draws_labelled(self) -> bool:
+        """Whether training needs samples of labelled users beside the batch."""
+        predicts = self.prediction in ("next_item", "interest") and self.prediction_weight > 0
+        aligns = self.alignment != "none" and self.alignment_weight > 0
+        return predicts or aligns or self.assignment_weight > 0
 
 
 @dataclass(frozen=True)

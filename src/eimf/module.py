@@ -41,18 +41,36 @@ class Explicit(nn.Module):
         self,
         backbone: Backbone,
         interests: Interests,
-        samples: LabelledSamples,
+        target: Int[Tensor, " B"],
+        told: Interests | None,
+        samples: LabelledSamples | None,
         weights: dict[str, float],
         loss: RetrievalLoss,
     ) -> dict[str, Tensor]:
         """Weighted losses by name.
 
         Args:
-            interests: the backbone's interests of `samples`.
+            interests, target: of the batch.
+            told: the backbone's interests of `samples`.
         """
-        losses = self.head(
+        losses: dict[str, Tensor] = {}
+        if self.head.prediction == "next_interest" and "semantic_prediction" in weights:
+            losses["semantic_prediction"] = self.head.predict_next_interest(backbone, interests, target)
+        if samples is not None and told is not None:
+            losses |= self._of_labelled(backbone, told, samples, weights, loss)
+        return {name: weights[name] * value for name, value in losses.items() if name in weights}
+
+    def _of_labelled(
+        self,
+        backbone: Backbone,
+        told: Interests,
+        samples: LabelledSamples,
+        weights: dict[str, float],
+        loss: RetrievalLoss,
+    ) -> dict[str, Tensor]:
+        return self.head(
             backbone,
-            interests,
+            told,
             samples.label_embeddings,
             samples.alignable,
             samples.predictive,
@@ -61,7 +79,6 @@ class Explicit(nn.Module):
             loss.predict,
             samples.shown if "interest_assignment" in weights else None,
         )
-        return {name: weights[name] * value for name, value in losses.items() if name in weights}
 
 
 class MultiInterestModel(pl.LightningModule):
@@ -93,8 +110,8 @@ class MultiInterestModel(pl.LightningModule):
         samples = batch.labelled if weights else None
         interests, told, target = self._extract(batch, samples)
         terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)
-        if self.explicit is not None and samples is not None and told is not None:
-            terms |= self.explicit(self.backbone, told, samples, weights, self.loss)
+        if self.explicit is not None and weights:
+            terms |= self.explicit(self.backbone, interests, target, told, samples, weights, self.loss)
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
+import numpy as np
 import polars as pl_frames
 import pytorch_lightning as pl
 import torch
@@ -48,12 +49,15 @@ from eimf.run_folder import (
 )
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import (
+    ItemInterests,
     Supervision,
     build_supervision,
+    describe_items,
     match_labels,
     names_of,
     propagate,
     shuffled,
+    shuffled_items,
     take_share,
 )
 from eimf.semantics.text import encode_items, encode_texts, principal_components
@@ -235,7 +239,9 @@ def build_model(config: Config, data: InteractionData, train: bool = False, labe
         "n_items": data.prepared.n_items,
         "package_version": __version__,
     }
-    explicit = build_explicit(config, data.supervision) if train and data.supervision is not None else None
+    explicit = (
+        build_explicit(config, data.supervision, data.prepared) if train and data.supervision is not None else None
+    )
     return MultiInterestModel(backbone, loss, make_optimizer, origin, explicit)
 
 
@@ -257,7 +263,7 @@ def start_from_text(backbone: Backbone, config: Config, prepared: Prepared) -> N
         backbone.item_embedding.weight.copy_(torch.from_numpy(table))
 
 
-def build_explicit(config: Config, supervision: Supervision) -> Explicit:
+def build_explicit(config: Config, supervision: Supervision, prepared: Prepared) -> Explicit:
     """EIMF's auxiliary tasks; made after the backbone, so that its initial weights are as without them."""
     eimf = config.eimf
     told = supervision.vectors[supervision.present].numpy()
@@ -275,10 +281,19 @@ def build_explicit(config: Config, supervision: Supervision) -> Explicit:
         eimf.matching,
         eimf.temperature,
         eimf.frozen_items,
+        _served(config, supervision, prepared) if eimf.prediction == "next_interest" else None,
     )
     weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
     weights["interest_assignment"] = eimf.assignment_weight
-    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, config.trainer.max_epochs)
+    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, eimf.epochs or config.trainer.max_epochs)
+
+
+def _served(config: Config, supervision: Supervision, prepared: Prepared) -> ItemInterests:
+    """The explicit interests that each item serves."""
+    titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+    names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
+    served = describe_items(titles, names)
+    return shuffled_items(served, config.seed) if config.eimf.shuffle else served
 
 
 def report_users(data: InteractionData, say: Say) -> None:

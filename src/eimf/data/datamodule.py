@@ -51,7 +51,7 @@ class InteractionData(pl.LightningDataModule):
         )
 
     def _labels(self) -> LabelledDraw | None:
-        if self.supervision is None:
+        if self.supervision is None or not self.config.eimf.draws_labelled:
             return None
         eimf = self.config.eimf
         return LabelledDraw(

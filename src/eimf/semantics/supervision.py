@@ -80,6 +80,48 @@ def _find_in_order(wanted: list[int], items: np.ndarray) -> np.ndarray | None:
     return found
 
 
+class ItemInterests(NamedTuple):
+    """The explicit interests, of all labels together, that each item serves."""
+
+    vectors: Float[Tensor, "C D_text"]
+    """Text vectors of all C explicit interests."""
+    interest: Int[Tensor, "I_plus_1 M"]
+    """The M interests whose names are nearest to each item's title; row 0 (padding) is meaningless."""
+    share: Float[Tensor, "I_plus_1 M"]
+    """How much of the item is each of them; rows sum to 1."""
+
+
+def describe_items(
+    titles: Float[np.ndarray, "I_plus_1 D_text"],
+    names: Float[np.ndarray, "C D_text"],
+    most: int = 8,
+    temperature: float = 0.05,
+) -> ItemInterests:
+    """Find the explicit interests that each item serves: a softmax over the `most` nearest names.
+
+    Args:
+        titles, names: text vectors of length 1.
+        temperature: of the softmax over cosine similarities.
+    """
+    most = min(most, len(names))
+    nearest = np.empty((len(titles), most), np.int64)
+    score = np.empty((len(titles), most), np.float32)
+    for chunk in np.array_split(np.arange(len(titles)), max(1, len(titles) // 4096)):
+        similarity = titles[chunk] @ names.T
+        nearest[chunk] = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
+        score[chunk] = np.take_along_axis(similarity, nearest[chunk], axis=1)
+    share = torch.from_numpy(score / temperature).softmax(dim=1)
+    return ItemInterests(torch.from_numpy(names), torch.from_numpy(nearest), share)
+
+
+def shuffled_items(served: ItemInterests, seed: int) -> ItemInterests:
+    """The control: every item serves the interests of another one."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(served.interest) - 1) + 1)
+    donor = torch.zeros(len(served.interest), dtype=torch.int64)
+    donor[order] = order.roll(1)
+    return served._replace(interest=served.interest[donor], share=served.share[donor])
+
+
 @dataclass(frozen=True, eq=False)
 class Supervision:
     """Explicit interests of N labelled training users, up to S each, with up to M items each."""
