@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import BackboneConfig, CausalBackbone
+from eimf.backbones.base import BackboneConfig, CausalBackbone, Interests
 from eimf.backbones.dropout import Dropout
 from eimf.options import option
 
@@ -42,11 +42,13 @@ class _Block(nn.Module):
             Dropout(dropout),
         )
 
-    def forward(self, x: Float[Tensor, "B L D"], allowed: Bool[Tensor, "B 1 L L"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"], allowed: Bool[Tensor, "B 1 N L"], last: int) -> Float[Tensor, "B N D"]:
+        """States of the `last` (N) positions, which look at all `allowed` ones."""
+
         def split(value: Tensor) -> Tensor:
             return value.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, D/heads]
 
-        normed = self.attention_norm(x)
+        normed = self.attention_norm(x[:, -last:])
         key, value = self.key_value(x).chunk(2, dim=-1)
         rate = self.rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
@@ -79,6 +81,13 @@ class SASRec(CausalBackbone):
         self.norm = nn.LayerNorm(embed_dim)
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        return self._last_states(history, history.shape[1])
+
+    def extract(self, history: Int[Tensor, "B L"]) -> Interests:
+        return Interests(self._last_states(history, 1))
+
+    def _last_states(self, history: Int[Tensor, "B L"], last: int) -> Float[Tensor, "B {last} D"]:
+        """States of the last positions: the last block need not compute any other."""
         length = history.shape[1]
         item = history != 0
         causal = torch.ones(length, length, dtype=torch.bool, device=history.device).tril()
@@ -87,6 +96,7 @@ class SASRec(CausalBackbone):
         allowed = (causal & (item[:, None, :] | itself))[:, None]  # [B, 1, L, L]
         x = self.item_embedding(history) * self.embed_dim**0.5 + self.position[-length:]
         x = self.dropout(x) * item[..., None]
-        for block in self.blocks:
-            x = block(x, allowed) * item[..., None]
-        return self.norm(x)
+        *before, top = self.blocks
+        for block in before:
+            x = block(x, allowed, length) * item[..., None]
+        return self.norm(top(x, allowed[:, :, -last:], last) * item[:, -last:, None])

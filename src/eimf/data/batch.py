@@ -6,6 +6,7 @@ The flat tensors may live on an accelerator; the gathers then run there.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -191,7 +192,11 @@ class LabelledDraw:
 
 
 class HoldoutBatches:
-    """Contexts of held-out users, every `world_size`-th one for this process; nobody is counted twice."""
+    """Contexts of held-out users, every `world_size`-th one for this process; nobody is counted twice.
+
+    Users with long histories come first, and a batch is as wide as its longest: most histories are short, and padding
+    would be most of the work. Memory is at its peak in the first batch.
+    """
 
     def __init__(
         self,
@@ -205,11 +210,15 @@ class HoldoutBatches:
     ) -> None:
         self.items, self.max_len, self.batch_size = items, max_len, batch_size
         self._start, self._cut = (torch.from_numpy(part).to(items.device) for part in (holdout.start, holdout.cut))
-        self._rows = torch.arange(rank, len(holdout), world_size, device=items.device)
+        rows = np.arange(rank, len(holdout), world_size)
+        length = np.minimum(holdout.cut - holdout.start, max_len)[rows]
+        order = np.argsort(-length, kind="stable")
+        self._rows = torch.from_numpy(rows[order]).to(items.device)
+        self._widths = [max(1, int(width)) for width in length[order][::batch_size]]
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for row in self._rows.split(self.batch_size):
-            yield EvalBatch(gather_history(self.items, self._start[row], self._cut[row], self.max_len), row)
+        for row, width in zip(self._rows.split(self.batch_size), self._widths, strict=True):
+            yield EvalBatch(gather_history(self.items, self._start[row], self._cut[row], width), row)
