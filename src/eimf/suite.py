@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eimf.artifacts import write_text_atomic
-from eimf.config import Config, find_experiment, load_for, merge, named, read_yaml, to_yaml
+from eimf.config import Config, find_experiment, load, load_for, merge, named, read_yaml, to_yaml
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
 from eimf.provenance import code_digest, label_digest, run_key
@@ -211,11 +211,20 @@ def find_runs(root: Path) -> list[Found]:
         try:
             said = read_run(folder)
             made_here = said["code"] == code_digest()
+            # An older run does not know today's newer settings: it has them at their defaults.
+            key = said["key"] if made_here else _key_today(folder, said)
             state = FINISHED if finished else RESUMABLE
-            runs.append(Found(folder, said["key"], made_here, state, path.stat().st_mtime))
+            runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or half written: then the run is made again
     return runs
+
+
+def _key_today(folder: Path, said: Mapping[str, Any]) -> str:
+    try:
+        return run_key(load(folder / "config.yaml"), said["data_digest"], said["label_digest"])
+    except ConfigError:  # of another version, with other settings
+        return said["key"]
 
 
 def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> list[str]:

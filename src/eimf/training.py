@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl_frames
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -231,7 +232,11 @@ def build_model(config: Config, data: InteractionData, train: bool = False, labe
         )
 
     if train and config.text.item_init == "text":
-        start_from_text(backbone, config, data.prepared)
+        start_items(backbone, config, encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors)
+    elif train and config.text.item_init == "interests":
+        assert data.supervision is not None  # checked with the configuration
+        served = _served(config, data.supervision, data.prepared)
+        start_items(backbone, config, served.profiles())
     origin = {
         "config": to_dict(config),
         "data_digest": data.prepared.digest,
@@ -255,9 +260,8 @@ def _check_size(config: Config, n_items: int) -> None:
         )
 
 
-def start_from_text(backbone: Backbone, config: Config, prepared: Prepared) -> None:
-    """Set the item table to the principal components of the item text vectors."""
-    vectors = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "I_plus_1 N"]) -> None:
+    """Set the item table to the principal components of vectors."""
     table = principal_components(vectors, backbone.embed_dim, config.backbone.init_std)
     with torch.no_grad():
         backbone.item_embedding.weight.copy_(torch.from_numpy(table))

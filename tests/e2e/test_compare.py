@@ -137,7 +137,10 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     assert not (folder / "two-seed0" / "version_1").exists()
     # Other code: not used unless asked for.
     run = folder / "one-seed0" / "version_0" / "run.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"code": "older"}))
+    # Its key was made of fewer settings than there are today, and so was its file of settings.
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"code": "older", "key": "older"}))
+    settings_file = run.with_name("config.yaml")
+    settings_file.write_text(settings_file.read_text().replace("  frozen_items: false\n", ""))
     assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "one, seed 0"} == {"missing"}
     assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"finished"}
     assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0

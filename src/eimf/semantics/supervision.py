@@ -90,6 +90,11 @@ class ItemInterests(NamedTuple):
     share: Float[Tensor, "I_plus_1 M"]
     """How much of the item is each of them; rows sum to 1."""
 
+    def profiles(self) -> Float[np.ndarray, "I_plus_1 C"]:
+        """How much of each item is each of all explicit interests."""
+        full = torch.zeros(len(self.interest), len(self.vectors)).scatter_(1, self.interest, self.share)
+        return full.numpy()
+
 
 def describe_items(
     titles: Float[np.ndarray, "I_plus_1 D_text"],
