@@ -65,7 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--backbone", help="name of experiments/backbones/NAME.yaml")
         made.add_argument("--eimf", action="store_true", help="train with explicit interests (eimf.enabled=true)")
 
-    experiment(command("prepare", _prepare, "download, filter and number a data set; print its statistics"))
+    preparation = command("prepare", _prepare, "download, filter and number a data set; print its statistics")
+    experiment(preparation)
+    preparation.add_argument(
+        "--shards", type=int, metavar="N", help="deal the users of a large table to N parts, one in memory at a time"
+    )
+    preparation.add_argument(
+        "--ray", metavar="ADDRESS", help="do the shards on a Ray cluster: its address, auto, or local to start one here"
+    )
     simulate = command("simulate", _simulate, "write a simulated shop of any size as Parquet, to try what growth costs")
     simulate.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder")
     simulate.add_argument("--users", type=int, default=100_000)
@@ -148,8 +155,15 @@ def _prepare(options: argparse.Namespace) -> None:
     from eimf.data.sequences import prepare
 
     config = _load(options)
-    prepared = prepare(config.dataset, config.data.root, _say)
-    print_statistics(prepared)
+    if options.shards is None and options.ray is None:
+        print_statistics(prepare(config.dataset, config.data.root, _say))
+        return
+    from eimf.data.shards import Here, RayCluster, prepare_in_shards
+
+    if options.shards is None or options.shards < 1:
+        raise ConfigError(f"--shards: must be 1 or more, is {options.shards}; some ten for each machine will do.")
+    workers = RayCluster(options.ray) if options.ray else Here()
+    print_statistics(prepare_in_shards(config.dataset, config.data.root, options.shards, workers, _say))
 
 
 def _simulate(options: argparse.Namespace) -> None:

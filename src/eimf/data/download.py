@@ -4,6 +4,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from eimf.errors import DataError
 MIRROR = "EIMF_DATA_MIRROR"
 TABLES = ("interactions.csv.gz", "items.jsonl.gz")
 """Names under which a mirror may hold a data set as plain tables (`source: table`) instead of its official files."""
+TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".jsonl", ".jsonl.gz")
 TIMEOUT_S = 20
 
 
@@ -150,6 +152,19 @@ def _fetch(url: str, target: Path) -> Path:
 def describe(located: Located) -> dict[str, str]:
     """Name -> SHA-256 of the files that were found."""
     return {path.name: sha256_file(path) for path in (located.interactions, located.items) if path is not None}
+
+
+def table_files(dataset: DatasetConfig) -> list[Path]:
+    """The file of `dataset.interactions`, or those in a folder of that name in the order of their names."""
+    path = Path(dataset.interactions)
+    if path.is_dir():
+        return sorted(one for one in path.iterdir() if one.name.endswith(TABLE_SUFFIXES))
+    return [path] if path.is_file() else []
+
+
+def stamp(files: Iterable[Path]) -> dict[str, str]:
+    """Name -> size and time of change: for files that are too large to be hashed."""
+    return {path.name: f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns}" for path in files}
 
 
 def content_options(dataset: DatasetConfig) -> DatasetConfig:

@@ -6,7 +6,7 @@ with offsets, never a list for each user.
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,11 +18,12 @@ import polars as pl
 
 from eimf.artifacts import Manifest, check_files, new_artifact, read_manifest, sha256_json, write_manifest
 from eimf.config import DatasetConfig
-from eimf.data.download import Located, content_options, describe, locate
+from eimf.data.download import Located, content_options, describe, locate, stamp, table_files
 from eimf.data.sources import SOURCES, RawData, demo
 from eimf.errors import ArtifactError, DataError
 
 KIND = "prepared"
+REPEATS = "rows that repeat user, item and time (dropped)"
 USERS_AT_A_TIME = 200_000
 
 
@@ -162,6 +163,13 @@ def prepare(
         with suppress(ArtifactError):  # another's folder, damaged or of another version, is no concern here
             if read_manifest(made, KIND).digest == digest:
                 return load_prepared(made)
+    if dataset.source == "table" and (folder := sharded_folder(dataset, table_files(dataset), root)).is_dir():
+        return load_prepared(folder)
+    if dataset.source == "table" and Path(dataset.interactions).is_dir():
+        raise DataError(
+            f"dataset.interactions: {dataset.interactions} is a folder; prepare it with `eimf prepare ... --shards 16` "
+            "first, or name one file."
+        )
     located = locate(dataset, root) if dataset.source != "demo" else None
     inputs = describe(located) if located else {}
     options = asdict(content_options(located.dataset if located else dataset))
@@ -188,6 +196,12 @@ def prepare(
     return load_prepared(folder)
 
 
+def sharded_folder(dataset: DatasetConfig, files: Iterable[Path], root: Path) -> Path:
+    """Where `eimf.data.shards` leaves what it has made of files."""
+    key = sha256_json({"options": asdict(content_options(dataset)), "inputs": stamp(files)})[:12]
+    return root / "prepared" / f"{dataset.name}-{key}"
+
+
 def _read(dataset: DatasetConfig, located: Located | None) -> RawData:
     if located is None:
         return demo.simulate(dataset.demo)
@@ -209,17 +223,14 @@ def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl
     time, truth = rows.time, rows.interest
     kept = np.arange(len(rows), dtype=np.int32 if len(rows) < 2**31 else np.int64)
     if dataset.duplicates == "drop":
-        repeats = _repeats(user_codes, item_codes, time)
+        repeats = find_repeats(user_codes, item_codes, time)
         if len(repeats):
-            repairs["rows that repeat user, item and time (dropped)"] = len(repeats)
+            repairs[REPEATS] = len(repeats)
             kept = np.delete(kept, repeats)
             user_codes, item_codes = user_codes[kept], item_codes[kept]
     survivors = core_filter(user_codes, item_codes, dataset.user_min, dataset.item_min, dataset.core)
     if len(survivors) == 0:
-        raise DataError(
-            f"{dataset.name}: no user survives the {dataset.core} core filter with dataset.user_min="
-            f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {len(kept)} interactions; lower them."
-        )
+        raise nobody_survives(dataset, len(kept))
     if len(survivors) < len(kept):
         user_codes, item_codes, kept = user_codes[survivors], item_codes[survivors], kept[survivors]
     time = time[kept] if len(kept) < len(time) else time
@@ -227,11 +238,7 @@ def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl
     if backwards:
         repairs["rows earlier than the user's row before (sorted by time)"] = backwards
 
-    counts = np.bincount(item_codes)
-    present = np.flatnonzero(counts)
-    ranked = present[np.argsort(-counts[present], kind="stable")]  # codes are by id, so ties are by id
-    item_index = np.zeros(len(counts), dtype=np.int32)
-    item_index[ranked] = np.arange(1, len(ranked) + 1)
+    item_index, ranked = number_items(np.bincount(item_codes))
     lengths = np.bincount(user_codes)
     users = np.flatnonzero(lengths)
 
@@ -243,19 +250,41 @@ def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl
         interests=truth[kept][order] if truth is not None else None,
     )
     user_ids = rows.user_ids.sort().gather(users).alias("user_id")
-    names = pl.DataFrame(
-        {
-            "item_idx": np.arange(1, len(ranked) + 1, dtype=np.int32),
-            "item_id": rows.item_ids.sort().gather(ranked),
-        }
+    items = describe_items(rows.item_ids.sort().gather(ranked), raw.items, repairs)
+    return sequences, user_ids, items, repairs
+
+
+def nobody_survives(dataset: DatasetConfig, rows: int) -> DataError:
+    """What to say where the filter leaves nothing."""
+    return DataError(
+        f"{dataset.name}: no user survives the {dataset.core} core filter with dataset.user_min="
+        f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {rows} interactions; lower them."
     )
-    items = names.join(raw.items, on="item_id", how="left", maintain_order="left").with_columns(
+
+
+def number_items(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers by descending frequency of items whose codes are in the order of their ids.
+
+    Returns:
+        i32: number from 1 of each code, 0 where it does not occur; and the codes in the order of the numbers.
+    """
+    present = np.flatnonzero(counts)
+    ranked = present[np.argsort(-counts[present], kind="stable")]  # ties are by code
+    index = np.zeros(len(counts), dtype=np.int32)
+    index[ranked] = np.arange(1, len(ranked) + 1)
+    return index, ranked
+
+
+def describe_items(item_ids: pl.Series, known: pl.DataFrame, repairs: dict[str, int]) -> pl.DataFrame:
+    """The rows of `Prepared.items`: ids in the order of their numbers, with what is known of them."""
+    names = pl.DataFrame({"item_idx": np.arange(1, len(item_ids) + 1, dtype=np.int32), "item_id": item_ids})
+    items = names.join(known, on="item_id", how="left", maintain_order="left").with_columns(
         pl.col("title").fill_null(""), pl.col("categories").fill_null([])
     )
     untitled = int((items["title"] == "").sum())
     if untitled:
         repairs["items without a title"] = untitled
-    return sequences, user_ids, items, repairs
+    return items
 
 
 def _by_id(ids: pl.Series) -> np.ndarray:
@@ -265,7 +294,7 @@ def _by_id(ids: pl.Series) -> np.ndarray:
     return place
 
 
-def _repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.ndarray:
+def find_repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.ndarray:
     """Places of rows that repeat the user, item and time of an earlier one."""
     order = np.lexsort((time, items, users))  # stable: the earliest of equal rows comes first
     same = np.ones(max(len(order) - 1, 0), bool)
@@ -277,14 +306,24 @@ def _repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.ndarr
 
 def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> str:
     """SHA-256 over ids, order and texts; the same on every machine and with every library version."""
+    return digest_parts([sequences.offsets], [sequences.items], [sequences.timestamps], [user_ids], items)
+
+
+def digest_parts(
+    offsets: Iterable[np.ndarray],
+    item_idx: Iterable[np.ndarray],
+    timestamps: Iterable[np.ndarray],
+    user_ids: Iterable[pl.Series],
+    items: pl.DataFrame,
+) -> str:
+    """`content_digest` of arrays that come in parts."""
     digest = hashlib.sha256()
-    for array in (
-        sequences.offsets.astype("<i8"),
-        sequences.items.astype("<i4"),
-        sequences.timestamps.astype("<i8"),
-    ):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for texts in (user_ids, items["item_id"], items["title"], items["brand"].fill_null("")):
+    for parts, kind in ((offsets, "<i8"), (item_idx, "<i4"), (timestamps, "<i8")):
+        for part in parts:
+            digest.update(np.ascontiguousarray(part.astype(kind)).tobytes())
+    for number, part in enumerate(user_ids):
+        digest.update((("\x1f" if number else "") + "\x1f".join(part.to_list())).encode())
+    for texts in (items["item_id"], items["title"], items["brand"].fill_null("")):
         digest.update("\x1f".join(texts.to_list()).encode())
     digest.update("\x1f".join(items["categories"].list.join("\x1e").to_list()).encode())
     return digest.hexdigest()
@@ -303,9 +342,15 @@ def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.Da
         lists = pl.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(pl.all())
         lists = lists.insert_column(1, user_ids[first : first + len(lists)].alias("user_id"))
         lists.write_parquet(parts / f"{first:012d}.parquet")
-    pl.scan_parquet(parts / "*.parquet").sink_parquet(folder / "sequences.parquet")
-    shutil.rmtree(parts)
+    join_parts(parts, folder / "sequences.parquet")
     items.write_parquet(folder / "items.parquet")
+
+
+def join_parts(parts: Path, to: Path) -> None:
+    """Make one Parquet file of a folder of them, in the order of their names, and remove the folder."""
+    # The list and glob=False: a path may have characters that mean something in a pattern.
+    pl.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(to)
+    shutil.rmtree(parts)
 
 
 def load_prepared(folder: Path) -> Prepared:

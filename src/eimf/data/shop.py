@@ -1,14 +1,13 @@
 """A simulated shop of any size, written as Parquet a part at a time: for trying what growth costs."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from eimf.artifacts import new_artifact
 from eimf.config import DemoConfig
+from eimf.data.sequences import join_parts
 from eimf.data.sources import demo
 from eimf.errors import DataError
 
@@ -20,8 +19,7 @@ def write_shop(
 ) -> None:
     """Write `interactions.parquet` (user_id, item_id, timestamp) and `items.parquet` of a simulated shop.
 
-    Memory is that of `users_at_a_time` users and the catalogue. The same configuration gives the same files; a part of
-    the users is not the shop of fewer users, as `source: demo` would have it.
+    Memory is that of `users_at_a_time` users and the catalogue. The same configuration gives the same files.
 
     Raises:
         DataError: the folder exists.
@@ -40,6 +38,5 @@ def write_shop(
             rows.drop("interest").write_parquet(parts / f"{first:012d}.parquet")
             total += len(rows)
             say(f"  {first + count:,} of {config.n_users:,} users, {total:,} interactions")
-        pl.scan_parquet(parts / "*.parquet").sink_parquet(work / "interactions.parquet")
-        shutil.rmtree(parts)
+        join_parts(parts, work / "interactions.parquet")
         demo.describe(rng, shop).write_parquet(work / "items.parquet")

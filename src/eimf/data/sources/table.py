@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from eimf.config import DatasetConfig
-from eimf.data.sources.base import RawData, clean_interactions, clean_items
+from eimf.data.sources.base import Interactions, RawData, clean_interactions, clean_items
 from eimf.data.sources.jsonlines import read_records
 from eimf.errors import DataError
 
@@ -20,26 +20,35 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
         DataError: a file is missing, empty, unreadable or lacks a column.
     """
     repairs: dict[str, int] = {}
+    return RawData(read_interactions(dataset, interactions, repairs), read_items(dataset, items, repairs), repairs)
+
+
+def read_interactions(dataset: DatasetConfig, path: Path, repairs: dict[str, int]) -> Interactions:
+    """Clean interactions of one file; see `read`."""
     wanted = {"user_id": dataset.user_column, "item_id": dataset.item_column}
     if dataset.timestamp_column:
         wanted["timestamp"] = dataset.timestamp_column
-    batches = _read(interactions, wanted, dict(wanted), dataset, repairs)
+    batches = _read(path, wanted, dict(wanted), dataset, repairs)
     if not dataset.timestamp_column:
         batches = _in_order(batches)
-    rows = clean_interactions(batches, str(interactions), repairs)
-    if items is None:
-        return RawData(rows, clean_items(pl.DataFrame(schema={"item_id": pl.String}), repairs), repairs)
+    return clean_interactions(batches, str(path), repairs)
+
+
+def read_items(dataset: DatasetConfig, path: Path | None, repairs: dict[str, int]) -> pl.DataFrame:
+    """Clean items of one file, none where there is no file; see `read`."""
+    if path is None:
+        return clean_items(pl.DataFrame(schema={"item_id": pl.String}), repairs)
     columns = {
         "item_id": dataset.item_column,
         "title": dataset.title_column,
         "categories": dataset.categories_column,
         "brand": dataset.brand_column,
     }
-    texts = pl.concat(_read(items, {"item_id": dataset.item_column}, columns, dataset, repairs))
+    texts = pl.concat(_read(path, {"item_id": dataset.item_column}, columns, dataset, repairs))
     if "categories" in texts.columns and texts["categories"].dtype == pl.String:
         parts = pl.col("categories").str.split("|")
         texts = texts.with_columns(pl.when(pl.col("categories") != "").then(parts).alias("categories"))
-    return RawData(rows, clean_items(texts, repairs), repairs)
+    return clean_items(texts, repairs)
 
 
 def _read(
@@ -66,10 +75,11 @@ def _read(
             lazy = frame.lazy()
         else:
             if name.endswith(".parquet"):
-                lazy = pl.scan_parquet(path)
+                lazy = pl.scan_parquet(path, glob=False)
             else:
                 lazy = pl.scan_csv(
                     path,
+                    glob=False,
                     separator="\t" if name.endswith(".tsv") else dataset.separator,
                     infer_schema=False,
                     encoding="utf8-lossy",
@@ -82,8 +92,7 @@ def _read(
                 f"{path}: has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, present))}. "
                 "Set dataset.user_column, dataset.item_column, dataset.timestamp_column or dataset.separator."
             )
-        names = {theirs: ours for ours, theirs in columns.items() if theirs in present}
-        chosen = lazy.select(pl.col(theirs).alias(ours) for theirs, ours in names.items())
+        chosen = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in columns.items() if theirs in present)
         yield chosen.head(0).collect()  # an empty table still has its columns
         yield from chosen.collect_batches(chunk_size=ROWS_AT_A_TIME)
     except pl.exceptions.PolarsError as error:

@@ -1,0 +1,304 @@
+"""Preparation in shards of users, for more interactions than memory holds: here, or on a Ray cluster.
+
+Each step is a function of one file or one shard that reads and writes Parquet in a work folder, so that a step takes
+the memory of a file or a shard, and any machine that sees the folder can do it. The result is the artifact that
+`eimf.data.sequences.prepare` makes of the same rows, to the last bit of its content.
+"""
+
+import functools
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import polars as pl
+
+from eimf.artifacts import Manifest, new_artifact, write_json_atomic, write_manifest
+from eimf.config import DatasetConfig
+from eimf.data.download import TABLE_SUFFIXES, content_options, stamp, table_files
+from eimf.data.sequences import (
+    KIND,
+    REPEATS,
+    USERS_AT_A_TIME,
+    Prepared,
+    describe_items,
+    digest_parts,
+    find_repeats,
+    join_parts,
+    load_prepared,
+    nobody_survives,
+    number_items,
+    sharded_folder,
+)
+from eimf.data.sources import table
+from eimf.errors import ConfigError, DataError
+
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+
+
+class Workers(Protocol):
+    """Who does the steps."""
+
+    def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
+        """Results of a step, in the order of its tasks."""
+        ...
+
+
+class Here:
+    """This process, one task after the other: the memory of one shard, however many there are."""
+
+    def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
+        return map(step, tasks)
+
+
+class RayCluster:
+    """All machines of a Ray cluster; the data folder must be one that they all see.
+
+    Args:
+        address: of a running cluster, `auto` for the one that this machine belongs to, or `local` to start one here.
+
+    Raises:
+        ConfigError: Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("--ray: needs Ray; install it with pip install 'eimf[cluster]'.") from None
+        try:
+            ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"--ray: no cluster at {address!r} ({' '.join(str(error).split())[:160]}); start one with `ray start "
+                "--head`, or say --ray local."
+            ) from None
+        self._ray: Any = ray
+
+    def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
+        remote = self._ray.remote(lambda task: step(task))  # it takes plain functions only
+        waiting = [remote.remote(task) for task in tasks]
+        try:
+            for one in waiting:
+                yield self._ray.get(one)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause or error from None
+
+
+def prepare_in_shards(
+    dataset: DatasetConfig, root: str | Path, n_shards: int, workers: Workers | None = None, say: Say = print
+) -> Prepared:
+    """Prepare tables that need not fit into memory.
+
+    Files that were read before an interruption are not read again. Files count as unchanged by name, size and time of
+    change: their content is not hashed. Counts of repairs are sums over the files.
+
+    Args:
+        dataset: of `source: table`; `interactions` is a file or a folder of such files, read in the order of their
+            names.
+        root: the data folder, see `eimf.data.sequences.prepare`.
+        n_shards: parts that users are dealt to; the largest number of interactions in one should fit into memory some
+            ten times.
+        workers: who does the steps; this process if None.
+
+    Raises:
+        ConfigError: the data set is no table, or has no times.
+        DataError: a file is missing or unusable, or nobody survives the filter.
+    """
+    files = _files_of(dataset)
+    folder = sharded_folder(dataset, files, Path(root))
+    if folder.is_dir():
+        return load_prepared(folder)
+    work = folder.with_name(f".{folder.name}.{n_shards}-shards")
+    work.mkdir(parents=True, exist_ok=True)
+    workers = workers or Here()
+    shards = range(n_shards)
+
+    say(f"{dataset.name}: reading {len(files)} files into {n_shards} shards of users")
+    repairs: dict[str, int] = {}
+    for found in workers.run(partial(_scatter, dataset, work, n_shards), list(enumerate(files))):
+        for what, count in found.items():
+            repairs[what] = repairs.get(what, 0) + count
+    kept, dropped = zip(*workers.run(partial(_gather, dataset, work), shards), strict=True)
+    if sum(dropped):
+        repairs[REPEATS] = sum(dropped)
+    ids = pl.scan_parquet([_at(work, shard, "item_ids") for shard in shards], glob=False).unique().collect().sort("id")
+    ids.write_parquet(work / "item_ids.parquet")
+
+    say(f"{dataset.name}: {sum(kept):,} interactions, {len(ids):,} items; filtering")
+    counts = _filter(dataset, work, shards, workers, sum(kept))
+    index, ranked = number_items(counts)
+    np.save(work / "item_index.npy", index)
+    users = sum(workers.run(partial(_finish, work), shards))
+
+    say(f"{dataset.name}: {int(counts.sum()):,} interactions of {users:,} users and {len(ranked):,} items; writing")
+    known = table.read_items(dataset, Path(dataset.items) if dataset.items else None, repairs)
+    with new_artifact(folder) as made:
+        _merge(work, shards, made)
+        items = describe_items(ids["id"].gather(ranked), known, repairs)
+        items.write_parquet(made / "items.parquet")
+        digest = _digest(made / "sequences.parquet", items)
+        sizes = {"users": users, "items": len(items), "interactions": int(counts.sum())}
+        options = asdict(content_options(dataset))
+        write_manifest(made, Manifest(KIND, digest, options, stamp(files), sizes, repairs))
+    shutil.rmtree(work)
+    return load_prepared(folder)
+
+
+def _files_of(dataset: DatasetConfig) -> list[Path]:
+    if dataset.source != "table":
+        raise ConfigError(f"--shards: reads tables; {dataset.name} is of dataset.source={dataset.source}.")
+    if not dataset.timestamp_column:
+        raise ConfigError("--shards: needs times; set dataset.timestamp_column, or prepare without shards.")
+    files = table_files(dataset)
+    if not files:
+        raise DataError(
+            f"dataset.interactions: {dataset.interactions} is no file, and no folder of {', '.join(TABLE_SUFFIXES)} "
+            "files; correct its path."
+        )
+    if dataset.items and not Path(dataset.items).is_file():
+        raise DataError(f"dataset.items: {dataset.items}: no such file; correct its path.")
+    return files
+
+
+def _at(work: Path, shard: int, name: str) -> Path:
+    return work / f"shard-{shard:06d}" / f"{name}.parquet"
+
+
+def _scatter(dataset: DatasetConfig, work: Path, n_shards: int, task: tuple[int, Path]) -> dict[str, int]:
+    """Clean a file's interactions and deal them out by user; returns the repairs."""
+    number, path = task
+    done, part = work / f"file-{number:06d}", work / f"file-{number:06d}.partial"
+    if not done.is_dir():
+        repairs: dict[str, int] = {}
+        rows = table.read_interactions(dataset, path, repairs)
+        # The same on every machine and with every library version, unlike the hashes of data frames.
+        owner = np.array([zlib.crc32(user.encode()) % n_shards for user in rows.user_ids], np.uint32)[rows.user]
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(n_shards + 1))
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for shard in range(n_shards):
+            chosen = order[bounds[shard] : bounds[shard + 1]]
+            users, items = rows.user_ids.gather(rows.user[chosen]), rows.item_ids.gather(rows.item[chosen])
+            frame = pl.DataFrame({"user_id": users, "item_id": items, "time": rows.time[chosen]})
+            frame.write_parquet(part / f"{shard:06d}.parquet")
+        write_json_atomic(part / "repairs.json", repairs)
+        part.rename(done)
+    return json.loads((done / "repairs.json").read_text())
+
+
+def _gather(dataset: DatasetConfig, work: Path, shard: int) -> tuple[int, int]:
+    """Put a shard's rows of all files together, numbered by id; returns how many are kept, and how many repeated."""
+    files = sorted(work.glob("file-??????"))
+    rows = pl.concat([pl.read_parquet(file / f"{shard:06d}.parquet", glob=False) for file in files])
+    _at(work, shard, "rows").parent.mkdir(exist_ok=True)
+    user, item = (_number(rows[f"{name}_id"], _at(work, shard, f"{name}_ids")) for name in ("user", "item"))
+    time = rows["time"].to_numpy()
+    repeats = find_repeats(user, item, time) if dataset.duplicates == "drop" else []
+    kept = np.delete(np.arange(len(time)), repeats)
+    pl.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}).write_parquet(_at(work, shard, "rows"))
+    return len(kept), len(repeats)
+
+
+def _number(texts: pl.Series, known: Path) -> np.ndarray:
+    """Place of each text among the distinct ones in order, which are written to a file."""
+    ids = texts.unique().sort().to_frame("id")
+    ids.write_parquet(known)
+    numbered = texts.to_frame("id").join(ids.with_row_index("number"), on="id", how="left", maintain_order="left")
+    return numbered["number"].to_numpy()
+
+
+def _count(work: Path, shard: int) -> np.ndarray:
+    """Give items their numbers among all shards' items; returns how often each occurs."""
+    own, everyones = pl.read_parquet(_at(work, shard, "item_ids")), pl.read_parquet(work / "item_ids.parquet")
+    place = own.join(everyones.with_row_index("number"), on="id", how="left", maintain_order="left")["number"]
+    rows = pl.read_parquet(_at(work, shard, "rows"))
+    rows.with_columns(place.gather(rows["item"]).alias("item")).write_parquet(_at(work, shard, "rows"))
+    return np.bincount(place.to_numpy()[rows["item"].to_numpy()], minlength=len(everyones))
+
+
+def _drop(dataset: DatasetConfig, work: Path, shard: int) -> np.ndarray:
+    """Drop items, then users, that occur too seldom; returns how often each item is left."""
+    rows = pl.read_parquet(_at(work, shard, "rows"))
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    enough = np.load(work / "enough.npy")
+    keep = enough[item]
+    of_user = np.bincount(user, weights=None if dataset.core == "one_pass" else keep)
+    keep &= (of_user >= dataset.user_min)[user]
+    if not keep.all():
+        rows.filter(keep).write_parquet(_at(work, shard, "rows"))
+    return np.bincount(item[keep], minlength=len(enough))
+
+
+def _filter(dataset: DatasetConfig, work: Path, shards: range, workers: Workers, rows: int) -> np.ndarray:
+    """Filter all shards until every user and item has enough; returns how often each item is left."""
+    counts = _total(workers.run(partial(_count, work), shards))
+    while True:
+        np.save(work / "enough.npy", counts >= dataset.item_min)
+        counts = _total(workers.run(partial(_drop, dataset, work), shards))
+        if not counts.any():
+            raise nobody_survives(dataset, rows)
+        if dataset.core == "one_pass" or bool(((counts == 0) | (counts >= dataset.item_min)).all()):
+            return counts
+
+
+def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return functools.reduce(np.add, parts)
+
+
+def _finish(work: Path, shard: int) -> int:
+    """Write a shard's sequences in the order of the user ids; returns how many there are."""
+    rows, ids = pl.read_parquet(_at(work, shard, "rows")), pl.read_parquet(_at(work, shard, "user_ids"))["id"]
+    user, index = rows["user"].to_numpy(), np.load(work / "item_index.npy")
+    order = np.lexsort((rows["time"].to_numpy(), user))  # stable, as every numpy lexsort
+    columns = {
+        "user_id": ids.gather(user[order]),
+        "item_idx": index[rows["item"].to_numpy()[order]],
+        "timestamp": rows["time"].gather(order),
+    }
+    lists = pl.DataFrame(columns).group_by("user_id", maintain_order=True).agg(pl.all())
+    lists.write_parquet(_at(work, shard, "sequences"))
+    return len(lists)
+
+
+def _merge(work: Path, shards: range, to: Path) -> None:
+    """Write the users of all shards in the order of their ids, some at a time."""
+    files = [_at(work, shard, "sequences") for shard in shards]
+    ids = pl.concat([pl.read_parquet(file, columns=["user_id"], glob=False)["user_id"] for file in files]).sort()
+    parts = to / "parts"
+    parts.mkdir()
+    for first in range(0, len(ids), USERS_AT_A_TIME):
+        some = ids[first : first + USERS_AT_A_TIME]
+        within = pl.scan_parquet(files, glob=False).filter(
+            pl.col("user_id").is_between(pl.lit(some[0]), pl.lit(some[-1]))
+        )
+        users = within.collect().sort("user_id").with_row_index("user_idx", first)
+        users.with_columns(pl.col("user_idx").cast(pl.Int32)).write_parquet(parts / f"{first:012d}.parquet")
+    join_parts(parts, to / "sequences.parquet")
+
+
+def _digest(path: Path, items: pl.DataFrame) -> str:
+    """Digest of the content, read a part at a time."""
+
+    def column(expression: pl.Expr) -> Iterator[pl.Series]:
+        for part in pl.scan_parquet(path, glob=False).select(expression).collect_batches(chunk_size=USERS_AT_A_TIME):
+            yield part.to_series()
+
+    def offsets() -> Iterator[np.ndarray]:
+        last = np.zeros(1, np.int64)
+        yield last
+        for lengths in column(pl.col("item_idx").list.len()):
+            last = last[-1] + np.cumsum(lengths.to_numpy().astype(np.int64))
+            yield last
+
+    def flat(name: str) -> Iterator[np.ndarray]:
+        return (part.explode().to_numpy() for part in column(pl.col(name)))
+
+    return digest_parts(offsets(), flat("item_idx"), flat("timestamp"), column(pl.col("user_id")), items)
