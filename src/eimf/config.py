@@ -293,6 +293,8 @@ class TrainerConfig:
     """A number, a list such as `0,2`, or auto."""
     num_nodes: int = option(1, low=1)
     strategy: str = "auto"
+    """Any of Lightning's: auto, ddp, ...; `fsdp` shares out the item table and its optimiser states over all processes,
+    for tables that no device holds three times (`optim.name=adam` or `adamw`)."""
     precision: str = "32-true"
     """Any of Lightning's: 32-true, bf16-mixed, 16-mixed, ..."""
     gradient_clip: float = option(0.0, low=0.0)
@@ -676,6 +678,8 @@ def _check_across(config: Config) -> None:
             f"typical.run: is empty, but typical.represent={config.typical.represent} needs the folder of a trained "
             "run of the same data and split."
         )
+    if config.trainer.strategy == "fsdp" and config.optim.name == "rowwise":
+        raise ConfigError("trainer.strategy: fsdp has no sparse gradients; use ddp, or optim.name=adam.")
     if config.text.item_init == "interests" and not config.eimf.enabled:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
     if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from eimf.alignment import ExplicitInterests, schedule
@@ -104,6 +107,21 @@ class MultiInterestModel(pl.LightningModule):
         self.explicit = explicit
         self.backbone, self.loss = backbone, loss
         self.make_optimizer, self.provenance = make_optimizer, provenance
+
+    def configure_model(self) -> None:
+        """Under `trainer.strategy=fsdp`: share out the parameters, their gradients and optimiser states."""
+        if self.device_mesh is None or isinstance(self, FSDPModule):
+            return
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        for name in ("training_step", "validation_step", "test_step"):
+            register_fsdp_forward_method(self, name)
+
+    def item_table(self) -> Float[np.ndarray, "I_plus_1 D"]:
+        """The vectors of all items, whole, in float32 on the CPU."""
+        vectors = self.backbone.item_vectors().detach()
+        if isinstance(vectors, DTensor):
+            vectors = vectors.full_tensor()
+        return vectors.float().cpu().numpy()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self.explicit.weights_at(self.current_epoch) if self.explicit is not None else {}

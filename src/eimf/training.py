@@ -18,14 +18,17 @@ import torch
 from jaxtyping import Float
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from eimf import __version__
 from eimf.alignment import ExplicitInterests
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.backbones import BACKBONES, Backbone
 from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress, RetrievalEval, read_curves
-from eimf.config import Config, from_dict, load, to_dict, to_yaml
+from eimf.config import Config, TrainerConfig, from_dict, load, to_dict, to_yaml
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import Spans
@@ -122,10 +125,11 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
     results = evaluate(trainer, model, data, evaluation, config.eval.test)
+    index = model.item_table() if config.eval.index != "flat" else None  # by all processes: each may hold a part
     if is_first_process():
         write_results(folder, results, config, prepared, costs(folder, trainer))
-        if config.eval.index != "flat":
-            keep_index(folder, model.backbone, config)
+        if index is not None:
+            save_index(folder, index, config.eval.index_options)
         for logger in trainer.loggers:
             assert isinstance(logger, WandbLogger)
             summaries = {part: one.summary for part, one in results.items()}
@@ -342,7 +346,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
             accelerator=options.accelerator,
             devices=_devices(options.devices),
             num_nodes=options.num_nodes,
-            strategy=options.strategy,
+            strategy=_strategy(options),
             precision=options.precision,  # pyright: ignore[reportArgumentType]
             max_epochs=options.max_epochs,
             min_epochs=min(options.min_epochs, options.max_epochs),
@@ -366,6 +370,17 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     if logger is not None:
         trainer.loggers = [logger]
     return trainer
+
+
+def _strategy(options: TrainerConfig) -> str | ModelParallelStrategy:
+    """Lightning's strategy of that name; `fsdp` shares out the parameters over all processes, on any device."""
+    if options.strategy != "fsdp":
+        return options.strategy
+    devices = _devices(options.devices)
+    if devices == "auto":
+        raise ConfigError("trainer.devices: strategy fsdp needs a number of devices, is 'auto'; give it.")
+    count = len(devices) if isinstance(devices, list) else int(devices)
+    return ModelParallelStrategy(count * options.num_nodes, 1, save_distributed_checkpoint=False)
 
 
 def _devices(text: str) -> str | int | list[int]:
@@ -424,7 +439,10 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
     if model.explicit is None:  # evaluation and serving know nothing of the head
         state = {name: value for name, value in state.items() if not name.startswith("explicit.")}
     try:
-        model.load_state_dict(state)
+        if isinstance(model, FSDPModule):
+            set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+        else:
+            model.load_state_dict(state)
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: does not fit the configuration beside it ({str(error).splitlines()[-1].strip()})."

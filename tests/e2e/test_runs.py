@@ -374,11 +374,12 @@ def test_wandb_offline_without_network_or_key(data_root: Path, tmp_path: Path) -
     assert (folder / "results.json").is_file()
 
 
-def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path) -> None:
-    """DDP over gloo: users are shared out without padding, and sums are reduced, so the numbers agree."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path, strategy: str) -> None:
+    """Over gloo: users are shared out without padding, and sums are reduced, so the numbers agree."""
     arguments = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "trainer.max_epochs=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "eimf", "train", *arguments, "trainer.devices=2", "trainer.strategy=ddp"],
+        [sys.executable, "-m", "eimf", "train", *arguments, "trainer.devices=2", f"trainer.strategy={strategy}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

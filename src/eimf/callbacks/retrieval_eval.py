@@ -121,7 +121,7 @@ class _Pass:
         self.holdout: Holdout = data.split.validation if stage == "val" else data.split.test
         self.items = torch.tensor(data.prepared.sequences.items, dtype=torch.long)
         self.categories = torch.from_numpy(data.prepared.categories).long()
-        vectors = module.backbone.item_vectors().detach().float().cpu().numpy()
+        vectors = module.item_table()
         self.index = ItemIndex(vectors, **config.index_options) if full else ItemIndex(vectors)
         self.exact = ItemIndex(vectors) if full and config.index != "flat" else None
         self.ranking_keys = [f"{name}@{k}" for name in RANKING for k in cutoffs]
