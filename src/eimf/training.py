@@ -440,6 +440,7 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
         state = {name: value for name, value in state.items() if not name.startswith("explicit.")}
     try:
         if isinstance(model, FSDPModule):
+            model.reshard()  # a forward pass may have left it whole
             set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
         else:
             model.load_state_dict(state)

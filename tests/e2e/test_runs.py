@@ -392,7 +392,8 @@ def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path, strate
     together = json.loads((folder / "results.json").read_text())
     alone, _ = evaluate_run(folder, ["trainer.devices=1", "trainer.strategy=auto"], quiet)
     for part in ("val", "test"):
-        assert alone[part].summary == pytest.approx(together[part], abs=1e-12)
+        # Vectors are float32, and their last bit depends on who else is in the batch.
+        assert alone[part].summary == pytest.approx(together[part], abs=1e-9)
     frame = pl.read_parquet(folder / "metrics.parquet").filter(pl.col("part") == "test")
     assert alone["test"].per_user.equals(frame.drop("part"))
 
