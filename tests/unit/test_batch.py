@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from eimf.data.batch import HoldoutBatches, TrainingBatches, gather_history
+from eimf.data.batch import Histories, HoldoutBatches, TrainingBatches, gather_history
 from eimf.data.splits import Holdout, Spans
 
 ITEMS = torch.arange(101, 121)  # the item at flat position p is 101 + p
@@ -20,6 +20,14 @@ def samples(made: TrainingBatches) -> list[tuple[list[int], object, int]]:
         for batch in made
         for history, target, user in zip(batch.history, batch.target, batch.user_idx, strict=True)
     ]
+
+
+def test_histories_by_either_way() -> None:
+    start = torch.tensor([0, 0, 0, 2, 10, 10])
+    end = torch.tensor([0, 1, 3, 9, 15, 10])
+    histories = Histories(ITEMS, 6)
+    for length in range(1, 7):
+        assert torch.equal(histories.before(start, end, length), gather_history(ITEMS, start, end, length))
 
 
 def test_gather_history() -> None:
