@@ -273,9 +273,11 @@ def _plain(text: str) -> Any:
 
 def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:
     from eimf.data.sequences import prepare
-    from eimf.run_folder import read_results
+    from eimf.run_folder import CHECKPOINT_KEY, check_data, read_checkpoint
 
-    prepared = prepare(config.dataset, config.data.root, digest=read_results(run)["data_digest"])
+    checkpoint = read_checkpoint(run)
+    prepared = prepare(config.dataset, config.data.root, digest=checkpoint[CHECKPOINT_KEY]["data_digest"])
+    check_data(checkpoint, prepared, run)
     found = (prepared.user_ids == user_id).arg_max()
     if found is None or prepared.user_ids[found] != user_id:
         raise DataError(

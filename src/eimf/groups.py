@@ -34,7 +34,8 @@ def group_users(
     levels = {HISTORY: _thirds(held.cut - held.start, "items"), POPULARITY: _popularity(sequences, held, item_counts)}
     if categories is not None and (categories > 0).any():
         kinds = categories[sequences.items]
-        breadth = np.array([len(np.unique(kinds[a:b])) for a, b in zip(held.start, held.cut, strict=True)])
+        spans = zip(held.start, held.cut, strict=True)
+        breadth = np.array([len(set(kinds[a:b].tolist()) - {0}) for a, b in spans])  # 0 is unknown, no category
         levels[BREADTH] = _thirds(breadth, "categories")
     if distance is not None:
         levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
@@ -44,7 +45,7 @@ def group_users(
 
 def _thirds(counts: np.ndarray, what: str) -> np.ndarray:
     """Names of the lower, middle and upper third."""
-    low, high = np.quantile(counts, [1 / 3, 2 / 3])
+    low, high = np.quantile(counts, [1 / 3, 2 / 3], method="lower")
     names = np.where(counts <= low, f"up to {low:.0f} {what}", f"more than {high:.0f} {what}")
     return np.where((counts > low) & (counts <= high), f"{low + 1:.0f} to {high:.0f} {what}", names)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eimf.errors import ArtifactError
+from eimf.errors import ArtifactError, ConfigError
 
 NEVER = float("-inf")
 
@@ -41,6 +41,9 @@ class ItemIndex:
         hnsw_links, hnsw_search: neighbours of a node, and breadth of the search.
         ivf_lists, ivf_probes: number of inverted lists (0: 4 sqrt(I)), and how many a query visits.
         pq_bytes: size of a compressed vector; must divide D.
+
+    Raises:
+        ConfigError: too few items for the kind.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class ItemIndex:
     ) -> None:
         rows = np.ascontiguousarray(vectors[1:], dtype=np.float32)
         self.n_items, dim = rows.shape
+        if kind == "ivfpq" and self.n_items < 16:
+            raise ConfigError(f"eval.index: ivfpq needs 16 items or more, there are {self.n_items}; use flat.")
         if kind == "flat":
             self._index = faiss.IndexFlatIP(dim)
         elif kind == "hnsw":
@@ -87,7 +92,7 @@ class ItemIndex:
             faiss.write_index(self._index, str(work))
             work.replace(path)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1][:120]
+            reason = _last_line(error)
             raise ArtifactError(f"{path}: could not be written ({reason}); free some disk space.") from None
         finally:
             work.unlink(missing_ok=True)
@@ -103,7 +108,7 @@ class ItemIndex:
         try:
             index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:120]
+            reason = _last_line(error)
             raise ArtifactError(f"{path}: cannot be read ({reason}); make it again with eimf index.") from None
         index.n_items = index._index.ntotal
         return index
@@ -122,6 +127,10 @@ class ItemIndex:
         )  # "not found" (-1) becomes padding
         found_scores = found_scores.masked_fill_(found == 0, NEVER)
         return found_scores.view(batch, count, depth), found.view(batch, count, depth)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:120]
 
 
 def merge(

@@ -1,6 +1,5 @@
 """A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eimf.artifacts import write_json_atomic
+from eimf.artifacts import sha256_file, write_json_atomic
 from eimf.backbones import BACKBONES, Backbone
 from eimf.config import Config, from_dict
 from eimf.data.sequences import Prepared
@@ -37,6 +36,8 @@ def read_results(folder: Path) -> dict[str, Any]:
         return json.loads((folder / RESULTS).read_text())
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / RESULTS}: damaged ({error}); evaluate or train again.") from None
 
 
 def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
@@ -115,7 +116,7 @@ def save_index(folder: Path, vectors: np.ndarray, options: dict[str, Any]) -> It
     remove_index(folder)
     index = ItemIndex(vectors, **options)
     index.save(folder / INDEX)
-    write_json_atomic(folder / INDEX_ABOUT, {"vectors": _digest(vectors), "options": options})
+    write_json_atomic(folder / INDEX_ABOUT, {"checkpoint": sha256_file(folder / BEST), "options": options})
     return index
 
 
@@ -123,13 +124,15 @@ def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
     """The index that a run folder keeps, or an exact one of its item vectors.
 
     Raises:
-        ArtifactError: it was made of other vectors, or is damaged.
+        ArtifactError: it was made of another checkpoint, or is damaged.
     """
     try:
         about = json.loads((folder / INDEX_ABOUT).read_text())
     except FileNotFoundError:
         return ItemIndex(vectors)
-    if about["vectors"] != _digest(vectors):
+    except ValueError as error:
+        raise ArtifactError(f"{folder / INDEX_ABOUT}: damaged ({error}); make it again with eimf index.") from None
+    if not isinstance(about, dict) or about.get("checkpoint") != sha256_file(folder / BEST):
         raise ArtifactError(f"{folder / INDEX}: was made of other weights; make it again with eimf index {folder}.")
     return ItemIndex.load(folder / INDEX)
 
@@ -138,7 +141,3 @@ def remove_index(folder: Path) -> None:
     """Remove a kept index: training is about to change what it was made of."""
     for name in (INDEX_ABOUT, INDEX):
         (folder / name).unlink(missing_ok=True)
-
-
-def _digest(vectors: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(vectors, np.float32).data).hexdigest()

@@ -111,16 +111,16 @@ def test_answers_and_errors(client: TestClient, explorer: Explorer) -> None:
     assert about["items"] == len(explorer.items)
     page = client.get("/")
     assert "script-src 'self'" in page.headers["content-security-policy"]
-    items = ",".join(movable(explorer).history)
-    calm, wide = (client.get("/api/look", params={"items": items, "diversity": d}).json() for d in (0, 1))
+    items = movable(explorer).history
+    calm, wide = (client.get("/api/look", params={"item": items, "diversity": d}).json() for d in (0, 1))
     assert calm["runs"][0]["merged"] != wide["runs"][0]["merged"]
     for query, told in (
         ({"user": "nobody"}, "'nobody' is not among"),
-        ({"items": "none"}, "not in the catalogue"),
+        ({"item": "none"}, "not in the catalogue"),
         ({}, "history: is empty"),
-        ({"items": items, "n": "x"}, "n: must be a number"),
-        ({"items": items, "n": "0"}, "n: must be 1 to 100"),
-        ({"items": items, "diversity": "nan"}, "diversity: must be 0 to 10"),
+        ({"item": items, "n": "x"}, "n: must be a number"),
+        ({"item": items, "n": "0"}, "n: must be 1 to 100"),
+        ({"item": items, "diversity": "nan"}, "diversity: must be 0 to 10"),
     ):
         reply = client.get("/api/look", params=query)
         assert reply.status_code == 400

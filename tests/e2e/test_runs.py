@@ -231,7 +231,7 @@ def test_an_index_is_kept_and_used_for_serving(
     assert "hnsw" in capsys.readouterr().out
     assert [one.item_id for one in eimf.load(made.folder).recommend(history)] == [one.item_id for one in kept]
     about = json.loads((made.folder / "index.json").read_text())
-    (made.folder / "index.json").write_text(json.dumps(about | {"vectors": "0"}))
+    (made.folder / "index.json").write_text(json.dumps(about | {"checkpoint": "0"}))
     with pytest.raises(ArtifactError, match="made of other weights; make it again with eimf index"):
         eimf.load(made.folder)
     assert main(["index", str(made.folder), "optim.lr=1"]) == 2

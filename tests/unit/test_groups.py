@@ -19,7 +19,7 @@ def test_every_user_is_in_one_level_of_each_group() -> None:
     found = group_users(sequences, held, counts, np.array([0.1, 0.5, 0.2]))
     assert found.group_by("group").len()["len"].to_list() == [3, 3, 3]
     level = {(group, user): name for user, group, name in found.rows()}
-    assert [level[HISTORY, user] for user in range(3)] == ["up to 2 items", "3 to 4 items", "more than 4 items"]
+    assert [level[HISTORY, user] for user in range(3)] == ["up to 1 items", "2 to 3 items", "more than 3 items"]
     # Targets: user 0 has items 1 and 2, user 1 item 3, user 2 item 4.
     assert [level[POPULARITY, user] for user in range(3)] == ["head", "tail", "tail"]
     assert [level[NEARNESS, user] for user in range(3)] == ["near", "far", "near"]

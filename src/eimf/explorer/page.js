@@ -14,14 +14,15 @@ function make(name, options = {}, ...children) {
 }
 
 async function ask(path, options = {}) {
-  const query = new URLSearchParams(Object.entries(options).filter(([, value]) => value !== ""));
+  const pairs = Object.entries(options).flatMap(([key, value]) => [value].flat().map((one) => [key, one]));
+  const query = new URLSearchParams(pairs.filter(([, value]) => value !== ""));
   let reply;
   try {
     reply = await fetch(`${path}?${query}`);
   } catch {
     throw new Error("The explorer no longer answers: start it again with make explore.");
   }
-  const found = await reply.json();
+  const found = await reply.json().catch(() => ({ error: `The explorer failed (${reply.status}); its terminal says why.` }));
   if (!reply.ok) throw new Error(found.error);
   return found;
 }
@@ -158,7 +159,7 @@ async function look(moved) {
     return begin();
   }
   try {
-    const found = await ask("/api/look", { user: state.user, items: state.items.join(","), diversity: state.diversity });
+    const found = await ask("/api/look", { user: state.user, item: state.items, diversity: state.diversity });
     if (asked === state.asked) { say(""); show(found); }
   } catch (error) { if (asked === state.asked) { at("view").hidden = true; say(error.message); } }
 }

@@ -62,8 +62,7 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
         if user_id := query.get("user", ""):
             user = explorer.user(user_id)
             return explorer.look(user.history, user.later, user_id, n, diversity) | {"part": user.part}
-        history = [item for item in query.get("items", "").split(",") if item]
-        return explorer.look(history, n=n, diversity=diversity)
+        return explorer.look(query.getlist("item"), n=n, diversity=diversity)
 
     def problem(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -23,7 +23,7 @@ def build_report(folder: Path, to: Path | None = None) -> Path:
         raise ArtifactError(f"{folder}: no such folder; give a run (.../version_0) or the folder of a suite.")
     try:
         if (folder / "comparison" / "comparison.json").is_file():
-            page = render(folder.resolve().name, describe_suite(folder))
+            page = render(folder.resolve().name, describe_suite(folder, to))
         else:
             page = render("/".join(folder.resolve().parts[-2:]), describe_run(folder))
     except (json.JSONDecodeError, OSError, pl.exceptions.PolarsError) as error:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 
@@ -14,8 +15,8 @@ from eimf.report.figures import intervals, lines
 from eimf.report.page import Cell, Section, number
 
 
-def describe_suite(folder: Path) -> list[Section]:
-    """Sections about a compared suite."""
+def describe_suite(folder: Path, to: Path) -> list[Section]:
+    """Sections about a compared suite, for a page at `to`."""
     found = json.loads((folder / "comparison" / "comparison.json").read_text())
     sections = [Section("Result", (found["question"], *found["sentences"], _note(found)), *_table(found))]
     charts = []
@@ -31,7 +32,7 @@ def describe_suite(folder: Path) -> list[Section]:
     names = list(dict.fromkeys(name for one in found["costs"].values() for name in one))
     costs = tuple((name, *(number(one.get(key)) for key in names)) for name, one in found["costs"].items())
     sections.append(Section("Costs", head=("variant", *(n.replace("_", " ") for n in names)), rows=costs))
-    return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(folder, found))]
+    return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(to, found))]
 
 
 def _note(found: dict[str, Any]) -> str:
@@ -100,11 +101,11 @@ def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
     return [Section(f"Lifts in {metric} by groups of users", (text,), head, rows, charts, fold=True)]
 
 
-def _runs(folder: Path, found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+def _runs(to: Path, found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
     rows = []
     for variant, seeds in found["runs"].items():
         for seed, path in seeds.items():
             page = Path(path) / "report.html"
-            link = Path(os.path.relpath(page, folder)).as_posix() if page.is_file() else ""
+            link = quote(Path(os.path.relpath(page, to.parent)).as_posix()) if page.is_file() else ""
             rows.append((variant, seed, Cell(path, link=link)))
     return ("variant", "seed", "folder"), tuple(rows)

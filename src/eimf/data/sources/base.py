@@ -47,7 +47,7 @@ class Interactions:
     time: np.ndarray
     """i64[T]: unix seconds"""
     user_ids: pl.Series
-    """Distinct, none empty, in the order of first appearance; as `item_ids`."""
+    """Distinct, in the order of first appearance, as `item_ids`. An id that only dropped rows had may be left."""
     item_ids: pl.Series
     interest: np.ndarray | None = None
     """i32[T]: true interest, where a simulator knows it"""

@@ -88,7 +88,7 @@ def browse(rng: np.random.Generator, shop: Shop, n_users: int, mean_length: floa
     user, item, interest, time = _histories(rng, n_users, mean_length, shop)
     return pl.DataFrame(
         {
-            "user_id": pl.Series(first + user).cast(pl.String).str.zfill(6).str.pad_start(7, "u"),
+            "user_id": "u" + pl.Series(first + user).cast(pl.String).str.zfill(6),
             "item_id": _item_ids(item),
             "timestamp": time,
             "interest": interest.astype(np.int32),
