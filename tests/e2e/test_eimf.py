@@ -91,6 +91,9 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
         ["eimf.propagate=true", "eimf.propagate_least=0.2"],
         ["eimf.frozen_items=true", "loss.name=sampled_softmax", "loss.n_negatives=20"],
         ["eimf.assignment_weight=0.1", "backbone=mind"],
+        ["eimf.prediction=next_interest", "eimf.alignment_weight=0", "eimf.epochs=2"],
+        ["eimf.prediction=next_interest", "eimf.shuffle=true", "backbone=sasrec"],
+        ["text.item_init=interests", "eimf.share=0.5"],
     ],
     ids=" ".join,
 )

@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from eimf.alignment import ExplicitInterests, assign, contrast, match_interests, schedule
 from eimf.backbones.comirec_sa import ComiRecSA
 from eimf.losses import RetrievalLoss
+from eimf.semantics.supervision import ItemInterests
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, 4), (4, 2), (6, 3), (1, 1)])
@@ -107,6 +108,30 @@ def test_nothing_usable_gives_zero_with_gradients() -> None:
         found = head(prediction=prediction)(backbone, backbone(torch.randint(1, 11, (4, 5))), **parts)
         assert all(value.item() == 0 for value in found.values())
         sum(found.values(), start=torch.zeros(())).backward()
+
+
+def test_next_interest_is_the_cross_entropy_of_what_the_target_serves() -> None:
+    torch.manual_seed(0)
+    backbone = ComiRecSA(10, 5, embed_dim=8)
+    served = ItemInterests(torch.randn(7, 6), torch.randint(0, 7, (11, 2)), torch.rand(11, 2).softmax(dim=1))
+    made = head(prediction="next_interest", alignment="none", served=served)
+    interests, target = backbone(torch.randint(1, 11, (4, 5))), torch.tensor([1, 2, 3, 4])
+    loss = made.predict_next_interest(backbone, interests, target)
+    words, expected = made.adapter(served.vectors).detach(), 0.0
+    for row, item in enumerate(target.tolist()):
+        scores = interests.vectors[row] @ backbone.item_vectors(target)[row]
+        told = (words @ interests.vectors[row, scores.argmax()].detach()).log_softmax(dim=0)
+        for one, share in zip(served.interest[item], served.share[item], strict=True):
+            expected -= float(share * told[one]) / 4
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert backbone.item_embedding.weight.grad is not None
+    assert all(param.grad is not None for param in made.parameters())
+    assert "vocabulary" not in made.state_dict()  # made again from the labels
+
+
+def test_the_schedule_ends_with_its_epochs() -> None:
+    assert [schedule(epoch, 2, 2, 4) for epoch in range(6)] == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
 
 
 def test_frozen_items_are_left_to_the_recommendation_loss() -> None:

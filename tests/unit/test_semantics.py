@@ -19,10 +19,12 @@ from eimf.semantics.prompts import Interest
 from eimf.semantics.supervision import (
     Supervision,
     build_supervision,
+    describe_items,
     match_labels,
     names_of,
     propagate,
     shuffled,
+    shuffled_items,
     take_share,
 )
 from eimf.semantics.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
@@ -307,3 +309,26 @@ def test_principal_components_keep_neighbours_and_scale() -> None:
     assert np.sqrt(np.square(out[1:]).mean()) == pytest.approx(0.05, rel=1e-4)
     ours, theirs = (np.linalg.norm(part[1:, None] - part[None, 1:], axis=2).ravel() for part in (out, vectors))
     assert np.corrcoef(ours, theirs)[0, 1] > 0.999
+
+
+def test_items_serve_the_interests_nearest_to_their_titles() -> None:
+    rng = np.random.default_rng(0)
+    names = rng.normal(size=(9, 5)).astype(np.float32)
+    names /= np.linalg.norm(names, axis=1, keepdims=True)
+    titles = np.concatenate([np.zeros((1, 5), np.float32), names[[4, 2, 7]]])
+    served = describe_items(titles, names, most=3, temperature=0.05)
+    assert served.interest[1:, 0].tolist() == [4, 2, 7]
+    torch.testing.assert_close(served.share.sum(dim=1), torch.ones(4))
+    assert (served.share[1:, 0] > served.share[1:, 1]).all()
+    profiles = served.profiles()
+    assert profiles.shape == (4, 9)
+    assert profiles[1:].argmax(axis=1).tolist() == [4, 2, 7]
+    assert describe_items(titles, names, most=20).interest.shape == (4, 9)
+
+
+def test_shuffled_items_serve_others_interests() -> None:
+    served = describe_items(np.eye(6, 4, dtype=np.float32), np.eye(4, dtype=np.float32), most=1)
+    mixed = shuffled_items(served._replace(interest=torch.arange(6)[:, None]), seed=3)
+    assert mixed.interest[0].item() == 0
+    assert sorted(mixed.interest[1:, 0].tolist()) == [1, 2, 3, 4, 5]
+    assert (mixed.interest[1:, 0] != torch.arange(1, 6)).all()
