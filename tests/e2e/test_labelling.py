@@ -160,8 +160,9 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         assert label(tmp_path / "c.db", server.url, 12, concurrency=3).ok == 12
         assert 2 <= server.most_at_once <= 3
     with serve(sequence(completion(GOOD))) as server:
+        begin = time.monotonic()
         label(tmp_path / "d.db", server.url, 6, rate_per_minute=1200)
-        assert server.times[-1] - server.times[0] >= 0.2
+        assert time.monotonic() - begin >= 0.25  # six starts, five gaps of 50 ms: arrivals may crowd, starts may not
 
 
 def test_users_with_the_same_titles_share_a_call(tmp_path: Path) -> None:
