@@ -1,8 +1,5 @@
-"""What growth costs: preparation, a training step and retrieval as data and catalogue grow; run with `make bench`."""
+"""A training step and retrieval at a million items, beside what they are measured against; run with `make bench`."""
 
-import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,16 +16,17 @@ from tests.benchmarks.test_spine import REPEATS, clock, report
 DIM, BATCH, LENGTH, NEGATIVES = 64, 512, 20, 1280
 
 
-class _Trained:
+class Trained:
     """A model, its optimiser and some batches over a catalogue with a long tail."""
 
-    def __init__(self, n_items: int, steps: int) -> None:
+    def __init__(self, n_items: int, steps: int, dense: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
         counts = (1e6 / torch.arange(1, n_items + 2)).long() + 5
         self.model = ComiRecSA(n_items, LENGTH, embed_dim=DIM)
-        self.model.item_embedding.sparse = True
-        self.loss = RetrievalLoss("sampled_softmax", counts, n_negatives=NEGATIVES)
-        self.optimizer = build_optimizer(self.model, "rowwise", lr=0.001, item_lr=0.05, weight_decay=0, fused=True)
+        self.model.item_embedding.sparse = not dense
+        self.loss = RetrievalLoss("full_softmax" if dense else "sampled_softmax", counts, n_negatives=NEGATIVES)
+        kind = "adam" if dense else "rowwise"
+        self.optimizer = build_optimizer(self.model, kind, lr=0.001, item_lr=0.05, weight_decay=0, fused=True)
         draw = torch.rand(steps, BATCH, LENGTH + 1, generator=generator)
         self.batches = (n_items**draw).long().clamp(1, n_items)  # popularity as 1 / rank
 
@@ -41,14 +39,14 @@ class _Trained:
 
 
 def test_a_step_at_a_million_items() -> None:
-    small, large = _Trained(10_000, 20), _Trained(1_000_000, 20)
+    small, large = Trained(10_000, 20), Trained(1_000_000, 20)
     small.steps()
     large.steps()
     pairs = [(clock(large.steps) / 20, clock(small.steps) / 20) for _ in range(REPEATS)]
     report("a step at 1,000,000 items / at 10,000", [a for a, _ in pairs], [b for _, b in pairs])
 
 
-def _catalogue(n: int) -> tuple[np.ndarray, torch.Tensor]:
+def simulate_catalogue(n: int) -> tuple[np.ndarray, torch.Tensor]:
     """Vectors in clusters with lengths that vary, as trained ones have; queries near clusters."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2_000, DIM)).astype(np.float32)
@@ -67,7 +65,7 @@ IVF = {"ivf_lists": 2_000, "ivf_probes": 16}
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_retrieval_at_a_million_items(kind, options: dict[str, int], tmp_path: Path) -> None:
-    items, users = _catalogue(1_000_000)
+    items, users = simulate_catalogue(1_000_000)
     flat = ItemIndex(items)
     start = time.perf_counter()
     index = ItemIndex(items, kind, **options)
@@ -82,21 +80,3 @@ def test_retrieval_at_a_million_items(kind, options: dict[str, int], tmp_path: P
     )
     pairs = [(clock(lambda: retrieve(flat, users, 50)), clock(lambda: retrieve(index, users, 50))) for _ in range(3)]
     report(f"1,000 users x 4 interests, 1,000,000 items: flat / {kind}", [a for a, _ in pairs], [b for _, b in pairs])
-
-
-@pytest.mark.parametrize("users", [11_700, 117_000, 1_170_000])
-def test_preparation(users: int, tmp_path: Path) -> None:
-    """0.5, 5 and 50 million interactions, each in a process of its own for its memory."""
-    shop = tmp_path / "shop"
-    simulate = ["simulate", str(shop), "--users", str(users), "--items", str(int(users / 1.17))]
-    tables = [f"dataset.interactions={shop}/interactions.parquet", f"dataset.items={shop}/items.parquet"]
-    prepare = ["prepare", "dataset.source=table", "dataset.name=shop", *tables, f"data.root={tmp_path}"]
-    for name, arguments in (("simulated", simulate), ("prepared", prepare)):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        start = time.perf_counter()
-        out = subprocess.run([sys.executable, "-m", "eimf", *arguments], capture_output=True, text=True, check=True)
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        note = "" if peak * 2**20 > before else " at most"
-        print(f"\n{users:,} users {name} in {seconds:.1f} s, peak memory{note} {peak:.2f} GiB")
-    print(out.stdout)

@@ -54,6 +54,7 @@ def test_defaults_follow_the_protocol() -> None:
         ("eval.monitor=recall@7", r"eval\.monitor: 'recall@7' is not computed"),
         ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
         ("optim.name=rowwise", r"optim\.name: 'rowwise' wants sparse gradients"),
+        ("text.item_init=interests", r"text\.item_init: 'interests' needs labels; set eimf\.enabled=true"),
         ("split.test=0.5", None),
     ],
 )
@@ -69,6 +70,11 @@ def test_bad_input_names_path_value_and_fix(override: str, message: str | None) 
 def test_routing_weight_needs_routing() -> None:
     with pytest.raises(ConfigError, match="no item-to-interest routing"):
         load(None, ["backbone=sasrec", "loss.routing_weight=1"])
+
+
+def test_sharded_tables_have_no_sparse_gradients() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: fsdp has no sparse gradients; use ddp"):
+        load(None, ["trainer.strategy=fsdp", "optim.name=rowwise", "loss.name=sampled_softmax"])
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\xff\xfe"])
