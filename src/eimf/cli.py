@@ -172,12 +172,14 @@ def _simulate(options: argparse.Namespace) -> None:
 
     wanted = {"n_users": options.users, "n_items": options.items}
     wanted |= {"mean_length": options.mean_length, "seed": options.seed}
-    config = load(None, [f"dataset.demo.{name}={value}" for name, value in wanted.items()]).dataset.demo
-    write_shop(options.folder, config, _say)
+    config = load(None, [f"dataset.demo.{name}={value}" for name, value in wanted.items()])
+    write_shop(options.folder, config.dataset.demo, _say)
+    large = options.items > config.optim.dense_limit
     _say(f"written: {options.folder}/interactions.parquet, items.parquet")
     _say(
         f"try:     eimf train dataset.source=table dataset.name={options.folder.name} "
         f"dataset.interactions={options.folder}/interactions.parquet dataset.items={options.folder}/items.parquet"
+        + (" loss.name=sampled_softmax optim.name=rowwise" if large else "")
     )
 
 

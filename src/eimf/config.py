@@ -682,6 +682,10 @@ def _check_across(config: Config) -> None:
         raise ConfigError("trainer.strategy: fsdp has no sparse gradients; use ddp, or optim.name=adam.")
     if config.text.item_init == "interests" and not config.eimf.enabled:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
+    if config.eimf.frozen_items and config.eimf.prediction != "next_item":
+        raise ConfigError(
+            f"eimf.frozen_items: is about prediction=next_item, which is {config.eimf.prediction!r} here; set it to false."
+        )
     if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
         raise ConfigError(
             f"eimf.enabled: backbone {config.backbone.name!r} is not trained; there is nothing to improve."

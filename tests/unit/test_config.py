@@ -55,6 +55,7 @@ def test_defaults_follow_the_protocol() -> None:
         ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
         ("optim.name=rowwise", r"optim\.name: 'rowwise' wants sparse gradients"),
         ("text.item_init=interests", r"text\.item_init: 'interests' needs labels; set eimf\.enabled=true"),
+        ("eimf={frozen_items: true, prediction: interest}", r"eimf\.frozen_items: is about prediction=next_item"),
         ("split.test=0.5", None),
     ],
 )
