@@ -33,11 +33,12 @@ Growth = dict[str, dict[str, list[tuple[float, float]]]]
 
 @pytest.fixture(scope="module")
 def growth() -> Iterator[Growth]:
-    """Filled by the measurements, then drawn."""
-    found: Growth = {}
+    """Filled by the measurements, those of earlier calls kept (`-k step` measures one stage again), then drawn."""
+    kept = ROOT / "build" / "growth.json"
+    found: Growth = json.loads(kept.read_text()) if kept.is_file() else {}
     yield found
-    (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build" / "growth.json").write_text(json.dumps(found, indent=1))
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(found, indent=1))
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (stage, series) in zip(panels, found.items(), strict=True):
@@ -55,7 +56,8 @@ def _draw(axes: Axes, stage: str, series: dict[str, list[tuple[float, float]]]) 
 
 
 def _note(growth: Growth, stage: str, series: str, size: float, cost: float) -> None:
-    growth.setdefault(stage, {}).setdefault(series, []).append((size, cost))
+    points = growth.setdefault(stage, {}).setdefault(series, [])
+    points[:] = sorted([point for point in points if point[0] != size] + [(size, cost)])
     print(f"\n{stage}, {series}, {size:,.0f}: {cost:.3g} {LABELS[stage][1]}")
 
 

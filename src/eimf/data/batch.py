@@ -16,6 +16,11 @@ from eimf.data.splits import Holdout, Spans
 from eimf.semantics.supervision import Supervision
 
 
+AT_ONCE = 2**15
+"""Items of histories that are gathered together: the size from which torch takes several threads, which costs more here
+than it saves."""
+
+
 class Batch(NamedTuple):
     """Training samples (contract [E])."""
 
@@ -137,22 +142,25 @@ class TrainingBatches:
         chance = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
         # A generator of its own: drawing labelled samples leaves the order of the others as it is.
         extra = torch.Generator().manual_seed((self.generator_seed + 7_919 * (self.rank + 1)) % 2**63)
-        for begin in range(0, len(order), self.batch_size):
-            chosen = order[begin : begin + self.batch_size]
-            batch = self._make(chosen, chance[begin : begin + self.batch_size])
-            yield batch._replace(labelled=self.labels.draw(extra)) if self.labels is not None else batch
+        # Several batches are made at once and handed out as views: small operations cost their call, not their work.
+        together = self.batch_size * max(1, AT_ONCE // (self.batch_size * (self.max_len + 1)))
+        for chosen, draw in zip(order.split(together), chance.split(together), strict=True):
+            parts = (part.split(self.batch_size) for part in self._make(chosen, draw))
+            for history, target, user in zip(*parts, strict=True):
+                yield Batch(history, target, user, self.labels.draw(extra) if self.labels is not None else None)
 
-    def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> Batch:
+    def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """History, target and user of samples."""
         owner = self._owner[chosen]
-        start, end, first = self._start[owner], self._end[owner], self._first[owner]
+        start, user = self._start[owner], self._user[owner]
         if self.sampling == "sequence":
-            end = end - self._place[chosen] * self.max_len
+            end = self._end[owner] - self._place[chosen] * self.max_len
             both = self._histories.before(start, end, self.max_len + 1)
             history, target = both[:, :-1], both[:, 1:]
-            return Batch(history, torch.where(history > 0, target, 0), self._user[owner])
-        step = (chance * (end - first)).long() if self.sampling == "random_cut" else self._place[chosen]
-        at = first + step
-        return Batch(self._histories.before(start, at, self.max_len), self.items[at], self._user[owner])
+            return history, torch.where(history > 0, target, 0), user
+        at = self._first[owner]
+        at = at + ((chance * (self._end[owner] - at)).long() if self.sampling == "random_cut" else self._place[chosen])
+        return self._histories.before(start, at, self.max_len), self.items[at], user
 
 
 class LabelledDraw:
