@@ -103,7 +103,7 @@ class DataConfig:
     batch_size: int = option(512, low=1)
     """Training samples in a batch, per process."""
     eval_batch_size: int = option(1024, low=1)
-    """Users in an evaluation batch."""
+    """Users in an evaluation batch of histories of `max_len` items; of shorter ones it holds up to four times as many."""
     sampling: Literal["every_position", "random_cut", "sequence"] = "every_position"
     """Training samples of an epoch: all prefixes of all users; one random cut per user (ComiRec); or whole
     sequences with a target at every position (only for causal backbones: gru4rec, sasrec)."""

@@ -219,11 +219,15 @@ class LabelledDraw:
         )
 
 
+MOST_TIMES = 4
+
+
 class HoldoutBatches:
     """Contexts of held-out users, every `world_size`-th one for this process; nobody is counted twice.
 
     Users with long histories come first, and a batch is as wide as its longest: most histories are short, and padding
-    would be most of the work. Memory is at its peak in the first batch.
+    would be most of the work. The narrower a batch, the more users it holds, up to `MOST_TIMES` `batch_size`: as
+    many as take the memory of the first, since fewer and larger batches are faster.
     """
 
     def __init__(
@@ -236,17 +240,23 @@ class HoldoutBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.items, self.max_len, self.batch_size = items, max_len, batch_size
+        self.items = items
         self._start, self._cut = (torch.from_numpy(part).to(items.device) for part in (holdout.start, holdout.cut))
         rows = np.arange(rank, len(holdout), world_size)
         length = np.minimum(holdout.cut - holdout.start, max_len)[rows]
         order = np.argsort(-length, kind="stable")
         self._rows = torch.from_numpy(rows[order]).to(items.device)
-        self._widths = [max(1, int(width)) for width in length[order][::batch_size]]
+        self._widths: list[int] = []
+        self._sizes: list[int] = []
+        while (begin := sum(self._sizes)) < len(rows):
+            width = max(1, int(length[order[begin]]))
+            size = min(batch_size * max_len // width, batch_size * MOST_TIMES, len(rows) - begin)
+            self._widths.append(width)
+            self._sizes.append(size)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self.batch_size)
+        return len(self._sizes)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        for row, width in zip(self._rows.split(self.batch_size), self._widths, strict=True):
+        for row, width in zip(self._rows.split(self._sizes), self._widths, strict=True):
             yield EvalBatch(gather_history(self.items, self._start[row], self._cut[row], width), row)
