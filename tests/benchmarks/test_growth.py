@@ -27,8 +27,8 @@ LABELS = {  # stage -> x axis, y axis
     "1,000 users' lists": ("items", "milliseconds"),
 }
 
-Growth = dict[str, dict[str, list[tuple[float, float]]]]
-"""stage -> series -> (size, cost)"""
+Growth = dict[str, dict[str, list[list[float]]]]
+"""stage -> series -> [size, cost]"""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def growth() -> Iterator[Growth]:
     figure.savefig(ROOT / "build" / "growth.png", dpi=120)
 
 
-def _draw(axes: Axes, stage: str, series: dict[str, list[tuple[float, float]]]) -> None:
+def _draw(axes: Axes, stage: str, series: dict[str, list[list[float]]]) -> None:
     for name, points in series.items():
         axes.loglog(*zip(*points, strict=True), "o-", label=name)
     x, y = LABELS[stage]
@@ -57,7 +57,7 @@ def _draw(axes: Axes, stage: str, series: dict[str, list[tuple[float, float]]]) 
 
 def _note(growth: Growth, stage: str, series: str, size: float, cost: float) -> None:
     points = growth.setdefault(stage, {}).setdefault(series, [])
-    points[:] = sorted([point for point in points if point[0] != size] + [(size, cost)])
+    points[:] = sorted([point for point in points if point[0] != size] + [[size, cost]])
     print(f"\n{stage}, {series}, {size:,.0f}: {cost:.3g} {LABELS[stage][1]}")
 
 
