@@ -236,7 +236,10 @@ class EIMFConfig:
     temperature: float = option(0.1, low=1e-3)
     """Of the contrast, and of soft matching."""
     samples_per_step: int = option(32, low=1)
-    """Samples of labelled users that every training step sees beside its batch (labelled users are few)."""
+    """Samples of labelled users that a training step with auxiliary losses sees beside its batch (labelled users are
+    few)."""
+    every: int = option(1, low=1)
+    """Auxiliary losses are taken at every so many-th training step, the others cost nothing of them."""
     warmup_epochs: int = option(0, low=0)
     """Epochs over which both weights rise from 0."""
     epochs: int = option(0, low=0)

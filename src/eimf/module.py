@@ -27,16 +27,20 @@ class Explicit(nn.Module):
         head: computes the losses.
         weights: of `semantic_prediction`, `modality_alignment` and `interest_assignment`.
         warmup, decay, epochs: of the schedule, see `eimf.alignment.schedule`.
+        every: the tasks are on at every so many-th step of an epoch, from the first.
     """
 
     def __init__(
-        self, head: ExplicitInterests, weights: dict[str, float], warmup: int, decay: int, epochs: int
+        self, head: ExplicitInterests, weights: dict[str, float], warmup: int, decay: int, epochs: int, every: int = 1
     ) -> None:
         super().__init__()
         self.head, self.weights, self.warmup, self.decay, self.epochs = head, weights, warmup, decay, epochs
+        self.every = every
 
-    def weights_at(self, epoch: int) -> dict[str, float]:
-        """Weights of the tasks that are on at an epoch (from 0)."""
+    def weights_at(self, epoch: int, step: int) -> dict[str, float]:
+        """Weights of the tasks that are on at a step of an epoch (both from 0)."""
+        if step % self.every:
+            return {}
         factor = schedule(epoch, self.warmup, self.decay, self.epochs)
         return {name: factor * weight for name, weight in self.weights.items() if factor * weight > 0}
 
@@ -124,7 +128,7 @@ class MultiInterestModel(pl.LightningModule):
         return vectors.float().cpu().numpy()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        weights = self.explicit.weights_at(self.current_epoch) if self.explicit is not None else {}
+        weights = self.explicit.weights_at(self.current_epoch, batch_idx) if self.explicit is not None else {}
         samples = batch.labelled if weights else None
         interests, told, target = self._extract(batch, samples)
         terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)

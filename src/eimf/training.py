@@ -293,7 +293,8 @@ def build_explicit(config: Config, supervision: Supervision, prepared: Prepared)
     )
     weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
     weights["interest_assignment"] = eimf.assignment_weight
-    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, eimf.epochs or config.trainer.max_epochs)
+    last = eimf.epochs or config.trainer.max_epochs
+    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, last, eimf.every)
 
 
 def _served(config: Config, supervision: Supervision, prepared: Prepared) -> ItemInterests:

@@ -144,10 +144,13 @@ class TrainingBatches:
         extra = torch.Generator().manual_seed((self.generator_seed + 7_919 * (self.rank + 1)) % 2**63)
         # Several batches are made at once and handed out as views: small operations cost their call, not their work.
         together = self.batch_size * max(1, AT_ONCE // (self.batch_size * (self.max_len + 1)))
+        labels, step = self.labels, 0
         for chosen, draw in zip(order.split(together), chance.split(together), strict=True):
             parts = (part.split(self.batch_size) for part in self._make(chosen, draw))
             for history, target, user in zip(*parts, strict=True):
-                yield Batch(history, target, user, self.labels.draw(extra) if self.labels is not None else None)
+                told = labels.draw(extra) if labels is not None and step % labels.every == 0 else None
+                yield Batch(history, target, user, told)
+                step += 1
 
     def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """History, target and user of samples."""
@@ -171,6 +174,7 @@ class LabelledDraw:
         spans: training slices.
         supervision: labels, on the device of `items`.
         size: M, samples in a draw.
+        every: there is a draw for every so many-th batch of an epoch, from the first.
         only_after: see `Supervision.predictive`.
         shown: whether to look up which interest each item of the history shows; else none is known.
     """
@@ -182,11 +186,13 @@ class LabelledDraw:
         supervision: Supervision,
         *,
         size: int,
+        every: int = 1,
         max_len: int,
         only_after: bool,
         shown: bool = True,
     ) -> None:
         self.items, self.supervision, self.size, self.max_len = items, supervision, size, max_len
+        self.every = every
         self._histories = Histories(items, max_len)
         self.only_after, self.shown = only_after, shown
         rows = supervision.span_row.cpu().numpy()

@@ -59,6 +59,7 @@ class InteractionData(pl.LightningDataModule):
             self.split.train,
             self.supervision.to(self._items.device),
             size=eimf.samples_per_step,
+            every=eimf.every,
             max_len=self.config.data.max_len,
             only_after=eimf.only_after,
             shown=eimf.assignment_weight > 0,
