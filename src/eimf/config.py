@@ -103,7 +103,8 @@ class DataConfig:
     batch_size: int = option(512, low=1)
     """Training samples in a batch, per process."""
     eval_batch_size: int = option(1024, low=1)
-    """Users in an evaluation batch of histories of `max_len` items; of shorter ones it holds up to four times as many."""
+    """Users in an evaluation batch of histories of `max_len` items; of shorter ones it holds up to four times as
+    many."""
     sampling: Literal["every_position", "random_cut", "sequence"] = "every_position"
     """Training samples of an epoch: all prefixes of all users; one random cut per user (ComiRec); or whole
     sequences with a target at every position (only for causal backbones: gru4rec, sasrec)."""
@@ -687,7 +688,8 @@ def _check_across(config: Config) -> None:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
     if config.eimf.frozen_items and config.eimf.prediction != "next_item":
         raise ConfigError(
-            f"eimf.frozen_items: is about prediction=next_item, which is {config.eimf.prediction!r} here; set it to false."
+            f"eimf.frozen_items: is about prediction=next_item, which is {config.eimf.prediction!r} here; set it to "
+            "false."
         )
     if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
         raise ConfigError(

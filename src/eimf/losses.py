@@ -185,6 +185,120 @@ def routing_regularisation(routing: Float[Tensor, "B K L"], item: Bool[Tensor, "
     return variance.square().sum(dim=1).mean()
 
 
+class _Sampled(torch.autograd.Function):
+    """`sampled_softmax` (`beta` None) or `interest_hard_negatives`, from vectors, `rows` rows of scores at a time.
+
+    As in `_FullSoftmax` the gradients are made in the forward pass, while the scores are in the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user: Float[Tensor, "B D"],
+        truth: Float[Tensor, "B D"],
+        negative: Float[Tensor, "N D"],
+        target: Int[Tensor, " B"],
+        negatives: Int[Tensor, " N"],
+        log_q: Float[Tensor, " I_plus_1"] | None,
+        beta: float | None,
+        rows: int,
+    ) -> Float[Tensor, ""]:
+        count, scale, device = len(user), 1 / max(len(user), 1), user.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else user.dtype
+        loss = torch.zeros((), device=device)
+        grad_user = torch.empty(user.shape, device=device)
+        grad_negative = torch.zeros(negative.shape, device=device)
+        grad_positive = torch.empty(count, device=device)
+        with torch.autocast(device.type, enabled=False):
+            low_user, low_negative = user.to(dtype), negative.to(dtype)
+            positive = (user * truth).sum(dim=-1).float()
+            if log_q is not None and beta is None:
+                positive -= log_q[target]
+            weight_q = log_q[negatives] if log_q is not None else None
+            left = len(negatives) - _count_in(negatives, target)
+            for start in range(0, count, rows):
+                part = slice(start, start + rows)
+                scores = (low_user[part] @ low_negative.T).float()
+                hits = negatives == target[part, None]
+                if beta is None:
+                    total, weight, grad_positive[part] = _softmax_gradient(positive[part], scores, hits, weight_q)
+                else:
+                    one, kept = positive[part], left[part]
+                    total, weight, grad_positive[part] = _ihn_gradient(one, scores, hits, kept, weight_q, beta)
+                loss += total
+                low_weight = weight.to(dtype)
+                grad_user[part] = (low_weight @ low_negative).float()
+                grad_negative += low_weight.T @ low_user[part]
+            grad_user += grad_positive[:, None] * truth
+            grad_truth = grad_positive[:, None] * user
+        grads = (one.mul_(scale) for one in (grad_user, grad_truth.float(), grad_negative))
+        ctx.save_for_backward(*grads)
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return *(grads[0] * one for one in ctx.saved_tensors), None, None, None, None, None
+
+
+def _count_in(items: Int[Tensor, " N"], wanted: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """How often each wanted item is among the items; much cheaper than adding up a [B, N] mask."""
+    ordered = items.sort().values
+    return torch.searchsorted(ordered, wanted, right=True) - torch.searchsorted(ordered, wanted)
+
+
+def _softmax_gradient(
+    positive: Float[Tensor, " R"], scores: Float[Tensor, "R N"], hits: Bool[Tensor, "R N"], log_q: Tensor | None
+) -> tuple[Tensor, Float[Tensor, "R N"], Float[Tensor, " R"]]:
+    """Sum of `sampled_softmax` over rows, and its derivatives by the scores (in their place) and by the positive ones.
+
+    Args:
+        positive: corrected already.
+    """
+    if log_q is not None:
+        scores.sub_(log_q)
+    scores.masked_fill_(hits, -torch.inf)
+    top = torch.maximum(scores.amax(dim=1), positive)
+    mass = scores.sub_(top[:, None]).exp_()
+    own = (positive - top).exp()
+    total = mass.sum(dim=1) + own
+    loss = (total.log() + top - positive).sum()
+    return loss, mass.div_(total[:, None]), own / total - 1
+
+
+def _ihn_gradient(
+    positive: Float[Tensor, " R"],
+    scores: Float[Tensor, "R N"],
+    hits: Bool[Tensor, "R N"],
+    left: Int[Tensor, " R"],
+    log_q: Tensor | None,
+    beta: float,
+) -> tuple[Tensor, Float[Tensor, "R N"], Float[Tensor, " R"]]:
+    """The same of `interest_hard_negatives`.
+
+    Args:
+        left: number of negatives that are no hits.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    importance = beta * scores
+    if log_q is not None:
+        importance.sub_(log_q)
+    importance.masked_fill_(hits, -torch.inf)
+    joint = scores.add_(importance)
+
+    def weigh(logits: Tensor) -> tuple[Tensor, Tensor]:  # log of the mass, and the softmax
+        top = logits.amax(dim=1, keepdim=True).clamp(min=lowest)  # a row of hits alone has no negative
+        mass = logits.sub_(top).exp_()
+        total = mass.sum(dim=1, keepdim=True)
+        return (total.log() + top)[:, 0], mass.div_(total.clamp(min=1e-30))
+
+    (log_joint, joint), (log_importance, importance) = weigh(joint), weigh(importance)
+    mass = (log_joint - log_importance + left.clamp(min=1).to(scores.dtype).log()).masked_fill(left == 0, -torch.inf)
+    pull = torch.sigmoid(mass - positive)
+    weight = joint.mul_(beta + 1).sub_(importance, alpha=beta).mul_(pull[:, None])
+    return (torch.logaddexp(positive, mass) - positive).sum(), weight, -pull
+
+
 class RetrievalLoss(nn.Module):
     """The recommendation loss of a batch: read out the interests in view of the target, then the named loss.
 
@@ -238,18 +352,19 @@ class RetrievalLoss(nn.Module):
             items = backbone.item_vectors()
             user = read_out(vectors, items[target], self.power) / self.temperature
             return full_softmax(user, items, target, self.max_bytes)
-        truth = backbone.item_vectors(target)
+        if self.name == "in_batch":
+            negatives, truth = target, backbone.item_vectors(target)
+            negative = truth
+        else:
+            negatives = self.sampler.sample(self.n_negatives)
+            both = backbone.item_vectors(torch.cat([target, negatives]))  # one look-up has one gradient to gather
+            truth, negative = both.split([len(target), len(negatives)])
         user = read_out(vectors, truth, self.power) / self.temperature
-        in_batch = self.name == "in_batch"
-        negatives = target if in_batch else self.sampler.sample(self.n_negatives)
-        positive = (user * truth).sum(dim=-1).float()
-        negative = (user @ (truth if in_batch else backbone.item_vectors(negatives)).T).float()
-        hits = negatives == target[:, None]
-        log_q = self.sampler.log_q if self.log_q else None
         if self.name == "gbce":
-            return gbce(positive, negative, hits, backbone.n_items, self.gbce_t)
-        log_q_negative = log_q[negatives] if log_q is not None else None
-        if self.name == "ihn":
-            return interest_hard_negatives(positive, negative, hits, self.ihn_beta, log_q_negative)
-        log_q_positive = log_q[target] if log_q is not None else None
-        return sampled_softmax(positive, negative, hits, log_q_positive, log_q_negative)
+            positive, scores = (user * truth).sum(dim=-1).float(), (user @ negative.T).float()
+            return gbce(positive, scores, negatives == target[:, None], backbone.n_items, self.gbce_t)
+        # A constant, as of uniform sampling, cancels.
+        log_q = self.sampler.log_q if self.log_q and self.sampler.kind != "uniform" else None
+        beta = self.ihn_beta if self.name == "ihn" else None
+        rows = max(1, self.max_bytes // (4 * len(negatives)))
+        return _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)  # pyright: ignore[reportReturnType]

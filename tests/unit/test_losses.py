@@ -8,6 +8,7 @@ from eimf.backbones import Interests
 from eimf.backbones.comirec_sa import ComiRecSA
 from eimf.losses import (
     RetrievalLoss,
+    _Sampled,
     full_softmax,
     gbce,
     interest_hard_negatives,
@@ -127,6 +128,37 @@ def test_accidental_hits_do_not_count(loss) -> None:
     torch.testing.assert_close(loss(positive, negative, hits), loss(positive, negative[:, 1:], none))
     every = torch.ones(2, 4, dtype=torch.bool)
     assert loss(positive, negative, every).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [None, 0.0, 2.0])
+@pytest.mark.parametrize("log_q", [None, torch.linspace(-3, 1, 12)])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_losses_of_a_step_equal_the_plain_ones_at_any_chunk_size(beta, log_q, rows: int) -> None:
+    torch.manual_seed(0)
+    user, truth, negative = (torch.randn(count, 5, requires_grad=True) for count in (7, 7, 9))
+    target, negatives = torch.randint(1, 12, (7,)), torch.randint(1, 12, (9,))
+    negatives[:2] = target[0]
+    positive, scores, hits = (user * truth).sum(-1), user @ negative.T, negatives == target[:, None]
+    q_positive, q_negative = (log_q[target], log_q[negatives]) if log_q is not None else (None, None)
+    if beta is None:
+        expected = sampled_softmax(positive, scores, hits, q_positive, q_negative)
+    else:
+        expected = interest_hard_negatives(positive, scores, hits, beta, q_negative)
+    expected_grads = torch.autograd.grad(3 * expected, (user, truth, negative))
+    found = _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(3 * found, (user, truth, negative)), expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [None, 2.0])
+def test_a_row_whose_negatives_are_all_hits_has_no_loss(beta) -> None:
+    user, same = torch.randn(3, 5, requires_grad=True), torch.full((4,), 2)
+    loss = _Sampled.apply(user, torch.randn(3, 5), torch.randn(4, 5), same[:3], same, None, beta, 2)
+    assert isinstance(loss, torch.Tensor)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(loss, user)[0].abs().max().item() == 0
 
 
 def test_gbce_with_t_zero_is_bce() -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from eimf.data.splits import Holdout, Spans
 from eimf.semantics.supervision import Supervision
 
-
 AT_ONCE = 2**15
 """Items of histories that are gathered together: the size from which torch takes several threads, which costs more here
 than it saves."""
