@@ -1,13 +1,14 @@
 """Evaluates by retrieval over the whole catalogue: index the items, search every interest, merge, score."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl_frames
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -105,6 +106,18 @@ class RetrievalEval(pl.Callback):
         self._pass = None
 
 
+class _Part(NamedTuple):
+    """What is kept of the users of a batch."""
+
+    row: Int[np.ndarray, " B"]
+    """Index into the `Holdout`."""
+    values: Float[np.ndarray, "M B"]
+    """Every metric of every user."""
+    items: Int[np.ndarray, "B N"]
+    scores: Float[np.ndarray, "B N"]
+    interest: Int[np.ndarray, "B N"]
+
+
 class _Pass:
     """State of one pass over held-out users."""
 
@@ -125,6 +138,7 @@ class _Pass:
         self.index = ItemIndex(vectors, **config.index_options) if full else ItemIndex(vectors)
         self.exact = ItemIndex(vectors) if full and config.index != "flat" else None
         self.ranking_keys = [f"{name}@{k}" for name in RANKING for k in cutoffs]
+        self.per_user_keys = sorted((name, k) for name in RANKING for k in cutoffs)
         self.metrics: dict[str, Metric] = {
             f"{name}@{k}": RankingMetric(name, k).to(module.device) for name in RANKING for k in cutoffs
         }
@@ -134,8 +148,7 @@ class _Pass:
         self.device = module.device
         # Without any known category there is nothing to diversify by.
         self.lambdas = config.diversity_lambdas if full and bool((self.categories > 0).any()) else []
-        self._users: list[dict[str, np.ndarray]] = []
-        self._lists: list[dict[str, np.ndarray]] = []
+        self._parts: list[_Part] = []
 
     def _mean(self, key: str, values: Tensor) -> None:
         """Add values of users to the mean of that name."""
@@ -201,28 +214,10 @@ class _Pass:
                 self._mean(f"controlled/{weight}/recall@{k}", RANKING["recall"](found, n_targets, k))
                 kinds, present = self.categories[chosen.items[:, :k]], chosen.items[:, :k] != 0
                 self._mean(f"controlled/{weight}/diversity@{k}", category_diversity(kinds, present))
-        user = self.holdout.user_idx[row]
-        for (name, k), value in values.items():
-            self._users.append(
-                {
-                    "user_idx": user.astype(np.int32),
-                    "metric": np.full(len(user), name),
-                    "k": np.full(len(user), k, np.int32),
-                    "value": value.numpy(),
-                    "tied": tied.numpy(),
-                }
-            )
-        keep = listed.flatten().numpy()
-        rank = np.tile(np.arange(1, self.depth + 1, dtype=np.int32), len(user))
-        self._lists.append(
-            {
-                "user_idx": np.repeat(user, self.depth).astype(np.int32)[keep],
-                "rank": rank[keep],
-                "item_idx": ranked.items.flatten().numpy().astype(np.int32)[keep],
-                "score": ranked.scores.flatten().numpy()[keep],
-                "interest": ranked.interest.flatten().numpy().astype(np.int32)[keep],
-            }
-        )
+        everything = torch.stack([values[key] for key in self.per_user_keys]).numpy()
+        # Items and interests as int32: half the memory of what is kept of every user.
+        lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
+        self._parts.append(_Part(row, everything, *lists))
 
     def summary(self) -> dict[str, float]:
         """All means over all processes."""
@@ -237,19 +232,48 @@ class _Pass:
             prefix = f"controlled/{weight}/"
             part = {key.removeprefix(prefix): value for key, value in summary.items() if key.startswith(prefix)}
             trade_off.append({"lambda": float(weight), **part})
+        whole = _gather(self._parts, world_size)
+        user, tied = self.holdout.user_idx[whole.row].astype(np.int32), self.holdout.tied[whole.row]
+        order = np.argsort(user, kind="stable")
+        user, tied = user[order], tied[order]
+        per_user = [
+            pl_frames.DataFrame({"user_idx": user, "value": values[order], "tied": tied}).select(
+                "user_idx",
+                pl_frames.lit(name).alias("metric"),
+                pl_frames.lit(k, pl_frames.Int32).alias("k"),
+                "value",
+                "tied",
+            )
+            for (name, k), values in zip(self.per_user_keys, whole.values, strict=True)
+        ]
+        items = whole.items[order]
+        rankings = pl_frames.DataFrame(
+            {
+                "user_idx": np.repeat(user, self.depth),
+                "rank": np.tile(np.arange(1, self.depth + 1, dtype=np.int32), len(user)),
+                "item_idx": items.ravel(),
+                "score": whole.scores[order].ravel(),
+                "interest": whole.interest[order].ravel(),
+            }
+        )
         return Evaluation(
             {key: value for key, value in summary.items() if not key.startswith("controlled/")},
-            _gather(self._users, world_size).sort("metric", "k", "user_idx"),
-            _gather(self._lists, world_size).sort("user_idx", "rank"),
+            pl_frames.concat(per_user),
+            rankings if items.all() else rankings.filter(pl_frames.col("item_idx") != 0),
             trade_off,
         )
 
 
-def _gather(parts: list[dict[str, np.ndarray]], world_size: int) -> pl_frames.DataFrame:
-    """The rows of all processes."""
-    frame = pl_frames.concat([pl_frames.DataFrame(part) for part in parts])
+def _gather(parts: list[_Part], world_size: int) -> _Part:
+    """The users of all batches and processes."""
+
+    def join(some: Sequence[_Part]) -> _Part:
+        row, values, *lists = zip(*some, strict=True)
+        return _Part(np.concatenate(row), np.concatenate(values, axis=1), *map(np.concatenate, lists))
+
+    whole = join(parts)
     if world_size == 1:
-        return frame
-    frames: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(frames, frame)
-    return pl_frames.concat(frames)
+        return whole
+    everyone: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(everyone, whole)
+    return join(everyone)
