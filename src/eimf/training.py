@@ -16,6 +16,7 @@ import polars as pl_frames
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
+from pytorch_lightning.accelerators import CUDAAccelerator
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
@@ -347,7 +348,7 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
             accelerator=options.accelerator,
             devices=_devices(options.devices),
             num_nodes=options.num_nodes,
-            strategy=_strategy(options),
+            strategy=_strategy(options, config.eimf.enabled),
             precision=options.precision,  # pyright: ignore[reportArgumentType]
             max_epochs=options.max_epochs,
             min_epochs=min(options.min_epochs, options.max_epochs),
@@ -373,15 +374,27 @@ def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval
     return trainer
 
 
-def _strategy(options: TrainerConfig) -> str | ModelParallelStrategy:
-    """Lightning's strategy of that name; `fsdp` shares out the parameters over all processes, on any device."""
+def _strategy(options: TrainerConfig, explicit: bool) -> str | ModelParallelStrategy:
+    """Lightning's strategy of that name; `fsdp` shares out the parameters over all processes, on any device.
+
+    Args:
+        explicit: whether there are explicit interests, whose head has no gradient at most steps: DDP must expect that.
+    """
     if options.strategy != "fsdp":
-        return options.strategy
+        several = options.strategy == "ddp" or (options.strategy == "auto" and _n_processes(options) > 1)
+        return "ddp_find_unused_parameters_true" if explicit and several else options.strategy
+    if options.devices == "auto":
+        raise ConfigError("trainer.devices: strategy fsdp needs a number of devices, is 'auto'; give it.")
+    return ModelParallelStrategy(_n_processes(options), 1, save_distributed_checkpoint=False)
+
+
+def _n_processes(options: TrainerConfig) -> int:
+    """How many processes the Trainer will use, one a device."""
     devices = _devices(options.devices)
     if devices == "auto":
-        raise ConfigError("trainer.devices: strategy fsdp needs a number of devices, is 'auto'; give it.")
-    count = len(devices) if isinstance(devices, list) else int(devices)
-    return ModelParallelStrategy(count * options.num_nodes, 1, save_distributed_checkpoint=False)
+        on_cuda = options.accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
+        devices = CUDAAccelerator.auto_device_count() if on_cuda else 1
+    return (len(devices) if isinstance(devices, list) else int(devices)) * options.num_nodes
 
 
 def _devices(text: str) -> str | int | list[int]:

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from eimf.semantics import text
 from eimf.semantics.labels import read_labels
 from eimf.semantics.supervision import match_labels
 from eimf.training import Run, evaluate_run, train
-from tests.conftest import TINY, tiny_config
+from tests.conftest import ROOT, TINY, tiny_config
 from tests.unit.test_semantics import labels_of
 
 
@@ -100,6 +103,31 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
 def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labels: Path) -> None:
     made = run(data_root, tmp_path, labels, *overrides)
     assert made.results["test"].summary["recall@20"] > 0
+
+
+@pytest.mark.parametrize("options", [["trainer.strategy=ddp"], ["eimf.epochs=1", "eimf.every=1"]], ids=" ".join)
+def test_two_processes_share_a_head_that_rests_at_most_steps(
+    options: list[str], data_root: Path, tmp_path: Path, labels: Path
+) -> None:
+    arguments = [
+        *TINY,
+        f"data.root={data_root}",
+        f"logger.root={tmp_path}",
+        "eimf.enabled=true",
+        f"eimf.labels={labels}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "eimf", "train", *arguments, "trainer.devices=2", "data.batch_size=32", *options],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (curves,) = tmp_path.glob("*/version_0/metrics.csv")
+    assert "train/modality_alignment" in curves.read_text()
 
 
 def test_lent_interests_reach_most_users(
