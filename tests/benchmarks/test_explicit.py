@@ -13,7 +13,7 @@ from eimf.training import build_model, load_supervision
 from tests.benchmarks.test_spine import REPEATS, clock, report
 from tests.conftest import ROOT, real_data
 
-STEPS = 30
+STEPS = 40
 
 
 @pytest.mark.parametrize("backbone", ["comirec_sa", "mind", "remi"])
@@ -37,9 +37,9 @@ def test_step_and_latency_with_and_without_explicit_interests(backbone: str) -> 
 
     def steps(which: int) -> None:
         model, optimizer = models[which]
-        for batch in batches[which]:
+        for index, batch in enumerate(batches[which]):
             optimizer.zero_grad()
-            model.training_step(batch, 0).backward()
+            model.training_step(batch, index).backward()
             optimizer.step()
 
     def serve(which: int) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, real_data
 @pytest.fixture(scope="module")
 def config() -> Config:
     os.environ["EIMF_DATA_MIRROR"] = str(real_data())
-    return load(ROOT / "experiments/beauty/comirec_sa.yaml", ["logger.wandb=disabled"])
+    return load(ROOT / "experiments/beauty/comirec_sa.yaml", ["loss.name=full_softmax", "logger.wandb=disabled"])
 
 
 @pytest.fixture(scope="module")

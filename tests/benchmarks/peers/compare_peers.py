@@ -28,7 +28,7 @@ ENVIRONMENTS = {
     "rechub": ["torch==2.13.0", "torch-rechub==0.9.0"],
     "recbole": ["torch==2.13.0", "setuptools<81", "numpy<2", "pandas<3", "recbole==1.2.1"],
 }
-REPEATS, STEPS = 5, 200
+REPEATS, STEPS = 5, 60
 PAIRS = {  # model -> peer, its script
     "comirec_sa": "rechub",
     "mind": "rechub",
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help="0: only the metrics, for which no machine is too busy"
     )
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of a measurement")
     parser.add_argument("--precision", default="32-true", help="ours only; the peers have no other on a CPU")
     options = parser.parse_args()
     os.environ["EIMF_DATA_MIRROR"] = str(real_data())
@@ -161,8 +162,8 @@ def main() -> None:
             work / f"{model}-{peer}.log",
             TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
         )
-        # A step of whole sequences trains on as many targets as about five steps of prefixes: compare epochs there.
-        steps = 0 if model == "sasrec_sequence" else STEPS
+        # Steps of whole sequences and of prefixes hold different samples: compare epochs there.
+        steps = 0 if model == "sasrec_sequence" else options.steps
         for side in (ours, theirs):
             side.ask("train 10")
         times: dict[str, list[float]] = {"ours": [], "theirs": []}

@@ -21,7 +21,11 @@ FAMILIES = {
     "comirec_sa": SAMPLED,
     "mind": SAMPLED,
     "sasrec": ["loss.name=full_softmax", "data.sampling=every_position", "split.kind=loo"],
-    "sasrec_sequence": ["loss.name=full_softmax", "data.sampling=sequence", "split.kind=loo"],
+    # A user has eight targets: with an eighth of the rows a step trains on as many targets as the peer's.
+    "sasrec_sequence": [
+        *("loss.name=full_softmax", "data.sampling=sequence", "split.kind=loo"),
+        f"data.batch_size={protocol.BATCH // 8}",
+    ],
 }
 
 
@@ -30,7 +34,6 @@ class Ours(protocol.Side):
         super().__init__(data, model)
         quiet_lightning()
         settings = [
-            *FAMILIES[model],
             "dataset=beauty",
             f"backbone={model.split('_sequence')[0]}",
             f"backbone.embed_dim={protocol.DIM}",
@@ -41,6 +44,7 @@ class Ours(protocol.Side):
             *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.progress=false", "logger.wandb=disabled"),
             "eval.diversity_lambdas=[0.0]",  # the peers have no such thing to compute
             *("eval.rankings=false", f"data.root={os.environ['DATA_ROOT']}"),
+            *FAMILIES[model],
         ]
         settings += [f"backbone.dropout={protocol.DROPOUT}"] if model.startswith("sasrec") else []
         settings += [] if model.startswith("sasrec") else [f"backbone.n_interests={protocol.INTERESTS}"]
