@@ -10,10 +10,11 @@ import torch
 
 from eimf.backbones.comirec_sa import ComiRecSA
 from eimf.config import SplitConfig
-from eimf.data.batch import LabelledDraw
+from eimf.data.batch import LabelledDraw, TrainingBatches
 from eimf.data.sequences import Prepared
 from eimf.data.splits import Spans, split
 from eimf.errors import ConfigError, LabelError
+from eimf.module import Explicit
 from eimf.semantics.labels import Label
 from eimf.semantics.prompts import Interest
 from eimf.semantics.supervision import (
@@ -162,6 +163,20 @@ def test_lent_interests_keep_every_rule(tiny: Prepared) -> None:
 
 def take_rows(made, count: int):
     return Supervision(**{name: value[:count] for name, value in vars(made).items()})
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_every_so_many_batches_have_samples_of_labelled_users(tiny: Prepared, every: int) -> None:
+    """The same steps as the module takes the auxiliary losses at, and the batches are as without."""
+    parts, items = split(tiny.sequences, SplitConfig(kind="user")), torch.tensor(tiny.sequences.items, dtype=torch.long)
+    options = {"max_len": 5, "batch_size": 16, "sampling": "every_position"}
+    made = supervised(tiny, parts.train)
+    labels = LabelledDraw(items, parts.train, made, size=4, every=every, max_len=5, only_after=False)
+    told = list(TrainingBatches(items, parts.train, **options, labels=labels))
+    explicit = Explicit(torch.nn.Identity(), {"modality_alignment": 0.1}, 0, 0, 9, every)  # pyright: ignore[reportArgumentType]
+    assert [one.labelled is not None for one in told] == [bool(explicit.weights_at(0, n)) for n in range(len(told))]
+    for one, plain in zip(told, TrainingBatches(items, parts.train, **options), strict=True):
+        assert torch.equal(one.history, plain.history)
 
 
 def test_drawing_follows_the_weights(tiny: Prepared) -> None:
