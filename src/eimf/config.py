@@ -135,7 +135,7 @@ class LossConfig:
     routing_weight: float = option(0.0, low=0.0)
     """lambda of REMI's routing regularisation."""
     chunk_mb: int = option(4, low=1)
-    """Full softmax: most memory for scores at a time, in MiB. Small enough for the cache is also fastest."""
+    """Most memory for scores at a time, in MiB, but always 64 rows of them. Small enough for the cache is fastest."""
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,18 @@ def full_softmax(
     """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
 
     Args:
-        max_bytes: most memory that scores take at a time; less means more, smaller matrix products.
+        max_bytes: most memory that scores take at a time, but at least `LEAST_ROWS` rows of them.
     """
-    width = len(items) * torch.finfo(items.dtype).bits // 8
-    return _FullSoftmax.apply(user, items, target, max(1, max_bytes // width))  # pyright: ignore[reportReturnType]
+    return _FullSoftmax.apply(user, items, target, _rows_at_once(max_bytes, len(items)))  # pyright: ignore[reportReturnType]
+
+
+LEAST_ROWS = 64
+"""Of scores at a time: matrix products of fewer rows are several times slower, which costs more than a full cache."""
+
+
+def _rows_at_once(max_bytes: int, width: int) -> int:
+    """How many rows of `width` float32 scores are made at a time."""
+    return max(LEAST_ROWS, max_bytes // (4 * width))
 
 
 def sampled_softmax(
@@ -366,5 +374,5 @@ class RetrievalLoss(nn.Module):
         # A constant, as of uniform sampling, cancels.
         log_q = self.sampler.log_q if self.log_q and self.sampler.kind != "uniform" else None
         beta = self.ihn_beta if self.name == "ihn" else None
-        rows = max(1, self.max_bytes // (4 * len(negatives)))
+        rows = _rows_at_once(self.max_bytes, len(negatives))
         return _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)  # pyright: ignore[reportReturnType]
