@@ -250,6 +250,11 @@ class EIMFConfig:
     """The last of these epochs over which both weights fall to 0."""
     clusters: int = option(64, low=2)
     """Clusters of all explicit interests, the classes of `prediction=interest`."""
+    served: int = option(8, low=1)
+    """Explicit interests that an item serves: so many, of all labels, whose words are nearest to its title (for
+    `prediction=next_interest` and `text.item_init=interests`)."""
+    served_temperature: float = option(0.05, low=1e-3)
+    """Of the softmax over their cosine similarities, which says how much of the item each of them is."""
     shuffle: bool = False
     """Control: every labelled user gets the words of another one."""
     share: float = option(1.0, low=1e-6, high=1.0)

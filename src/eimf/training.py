@@ -302,7 +302,7 @@ def _served(config: Config, supervision: Supervision, prepared: Prepared) -> Ite
     """The explicit interests that each item serves."""
     titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
     names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
-    served = describe_items(titles, names)
+    served = describe_items(titles, names, config.eimf.served, config.eimf.served_temperature)
     return shuffled_items(served, config.seed) if config.eimf.shuffle else served
 
 

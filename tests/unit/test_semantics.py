@@ -338,11 +338,11 @@ def test_items_serve_the_interests_nearest_to_their_titles() -> None:
     profiles = served.profiles()
     assert profiles.shape == (4, 9)
     assert profiles[1:].argmax(axis=1).tolist() == [4, 2, 7]
-    assert describe_items(titles, names, most=20).interest.shape == (4, 9)
+    assert describe_items(titles, names, most=20, temperature=0.05).interest.shape == (4, 9)
 
 
 def test_shuffled_items_serve_others_interests() -> None:
-    served = describe_items(np.eye(6, 4, dtype=np.float32), np.eye(4, dtype=np.float32), most=1)
+    served = describe_items(np.eye(6, 4, dtype=np.float32), np.eye(4, dtype=np.float32), most=1, temperature=0.05)
     mixed = shuffled_items(served._replace(interest=torch.arange(6)[:, None]), seed=3)
     assert mixed.interest[0].item() == 0
     assert sorted(mixed.interest[1:, 0].tolist()) == [1, 2, 3, 4, 5]

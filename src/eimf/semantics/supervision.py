@@ -99,8 +99,8 @@ class ItemInterests(NamedTuple):
 def describe_items(
     titles: Float[np.ndarray, "I_plus_1 D_text"],
     names: Float[np.ndarray, "C D_text"],
-    most: int = 8,
-    temperature: float = 0.05,
+    most: int,
+    temperature: float,
 ) -> ItemInterests:
     """Find the explicit interests that each item serves: a softmax over the `most` nearest names.
 
