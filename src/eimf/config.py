@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
+from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eimf.backbones import BACKBONES
 from eimf.backbones.base import BackboneConfig
 from eimf.errors import ConfigError
-from eimf.options import option
+from eimf.options import is_variable, option
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class LLMConfig:
     concurrency: int = option(8, low=1)
     """Questions under way at once."""
     per_minute: float = option(0.0, low=0.0)
-    """Most questions started in a minute; 0 is no limit."""
+    """Most calls started in a minute, retries too; 0 is no limit."""
     price_in: float = option(0.0, low=0.0)
     """Price of a million tokens, for the preview."""
     price_out: float = option(0.0, low=0.0)
@@ -646,8 +647,22 @@ def _check_ranges(node: Any, path: str) -> None:
             raise ConfigError(f"{where}: must be at most {high}, is {value}.")
 
 
+def _check_secrets(llm: LLMConfig) -> None:
+    """Refuse keys and passwords where they would be kept with the configuration; the messages do not repeat them."""
+    if not is_variable(llm.key_variable):
+        raise ConfigError(
+            "llm.key_variable: must name an environment variable, such as OPENAI_API_KEY, in capitals; what it is set "
+            "to is not shown, as it may be a key. Keys come from the environment only."
+        )
+    if "@" in urlsplit(llm.base_url).netloc:
+        raise ConfigError(
+            "llm.base_url: must not hold a user or password; put the key into the environment (llm.key_variable)."
+        )
+
+
 def _check_across(config: Config) -> None:
-    """Rules that concern several keys at once."""
+    """Rules that concern several keys at once, or more than a range."""
+    _check_secrets(config.llm)
     backbone = BACKBONES[config.backbone.name]
     if config.data.sampling == "sequence" and not backbone.causal:
         causal = ", ".join(name for name, cls in BACKBONES.items() if cls.causal)

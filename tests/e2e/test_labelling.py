@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,9 @@ ODD = {
     "soap 12": completion(f"Your key is {KEY}"),
     "soap 13": Answer(200, completion(GOOD).body, delay=1.0),
     "soap 14": Answer(200, "[]"),
+    "soap 15": Answer(200, completion(GOOD).body.replace('"prompt_tokens": 100', '"prompt_tokens": ' + 30 * "9")),
+    "soap 16": completion('{"interests": [{"name": "soap for me", "items": [1'),
+    "soap 17": completion("HACKED"),
 }
 
 
@@ -84,8 +88,8 @@ def test_every_bad_reply_costs_one_user_and_says_why(tmp_path: Path, capfd: pyte
     with serve(odd) as server, LabelCache(path) as cache:
         made = asyncio.run(run(requests(len(ODD)), backend(server.url, timeout=0.5), cache, concurrency=4))
         found = {record.user_id: (record.status, record.reason) for record in cache.records()}
-    assert (made.ok, made.invalid, made.refused, made.failed) == (2, 6, 1, 6)
-    assert Counter(status for status, _ in found.values()) == {"ok": 2, "invalid": 6, "refused": 1, "failed": 6}
+    assert (made.ok, made.invalid, made.refused, made.failed) == (3, 8, 1, 6)
+    assert Counter(status for status, _ in found.values()) == {"ok": 3, "invalid": 8, "refused": 1, "failed": 6}
     for user, status, reason in (
         ("u1", "failed", "status 500: oops ***"),
         ("u2", "failed", "status 429"),
@@ -101,15 +105,18 @@ def test_every_bad_reply_costs_one_user_and_says_why(tmp_path: Path, capfd: pyte
         ("u12", "invalid", "no JSON: Your key is ***"),
         ("u13", "failed", "no answer within 0.5 s"),
         ("u14", "failed", "not a chat completion"),
+        ("u15", "ok", ""),
+        ("u16", "invalid", "no JSON"),
+        ("u17", "invalid", "no JSON: HACKED"),
     ):
         assert found[user][0] == status, user
         assert reason in found[user][1], user
-    assert made.tokens_in == 900
+    assert made.tokens_in == 1100 + 2**63 - 1  # a count that no column holds is cut, and loses no reply
     said = capfd.readouterr()
-    assert "ok 2 invalid 6 refused 1 failed 6" in " ".join(said.err.split())
+    assert "ok 3 invalid 8 refused 1 failed 6" in " ".join(said.err.split())
     assert KEY not in said.out + said.err
     assert KEY.encode() not in everything_in(tmp_path)
-    assert {one.user_id for one in read_labels(path)} == {"u0", "u10"}
+    assert {one.user_id for one in read_labels(path)} == {"u0", "u10", "u15"}
 
 
 def test_failed_users_are_asked_again_and_nobody_else(tmp_path: Path) -> None:
@@ -163,6 +170,28 @@ def test_limits_are_kept(tmp_path: Path) -> None:
         begin = time.monotonic()
         label(tmp_path / "d.db", server.url, 6, rate_per_minute=1200)
         assert time.monotonic() - begin >= 0.25  # six starts, five gaps of 50 ms: arrivals may crowd, starts may not
+
+
+def test_a_server_that_asks_to_wait_is_waited_for_by_all_and_only_for_so_long(tmp_path: Path) -> None:
+    busy = failure(429, headers=(("Retry-After", "0.5"),))
+    with serve(sequence(busy, completion(GOOD))) as server, LabelCache(tmp_path / "c.db") as cache:
+        one = backend(server.url, attempts=1)  # also where there is no further attempt
+        made = asyncio.run(run(requests(6), one, cache, concurrency=1, progress=False))
+        assert (made.failed, made.ok) == (1, 5)
+        assert server.times[1] - server.times[0] >= 0.5
+    with serve(sequence(failure(429, headers=(("Retry-After", "3600"),)))) as server:
+        with pytest.raises(LabelError, match=r"asks to wait 3600 s .*Stopped; finished labels are kept"):
+            label(tmp_path / "c.db", server.url, 60, concurrency=2)
+        assert len(server.bodies) <= 2
+    assert counts(tmp_path / "c.db")["ok"] == 5
+
+
+def test_retries_count_for_the_rate_limit(tmp_path: Path) -> None:
+    with serve(sequence(failure(500), failure(500), completion(GOOD))) as server:
+        begin = time.monotonic()
+        assert label(tmp_path / "c.db", server.url, 2, rate_per_minute=600, concurrency=2).ok == 2
+        assert time.monotonic() - begin >= 0.3  # four calls, three gaps of 100 ms
+        assert len(server.bodies) == 4
 
 
 def test_users_with_the_same_titles_share_a_call(tmp_path: Path) -> None:
@@ -260,6 +289,7 @@ def test_a_backend_with_a_bug_costs_users_and_not_the_run(tmp_path: Path) -> Non
     class Buggy:
         model = "m"
         params = {"temperature": 0.0}  # noqa: RUF012
+        before_call: Callable[[], Awaitable[None]] = backend("http://127.0.0.1:1/v1").before_call
 
         async def complete(self, prompt: Prompt) -> Reply:
             raise ZeroDivisionError(KEY)

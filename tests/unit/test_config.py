@@ -121,3 +121,10 @@ def test_lock_names_every_direct_dependency_within_its_bounds() -> None:
     for text in project["dependencies"] + extras:
         need = Requirement(text)
         assert need.specifier.contains(locked[need.name.lower()]), text
+
+
+@pytest.mark.parametrize("setting", ["llm.key_variable=sk-secret-1", "llm.base_url=https://me:secret@host/v1"])
+def test_secrets_have_no_place_in_the_configuration(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"environment") as error:
+        load(None, [setting])
+    assert "secret" not in str(error.value)

@@ -104,8 +104,9 @@ def test_retry_after_is_obeyed() -> None:
         ask(server)
     assert server.times[1] - server.times[0] >= 0.4
     with serve(sequence(failure(503, headers=(("Retry-After", "3600"),)))) as server:
-        with pytest.raises(CallError, match="asks to wait 3600 s"):
+        with pytest.raises(LabelError, match=r"asks to wait 3600 s .*Stopped") as error:
             ask(server)
+        assert not isinstance(error.value, CallError)  # it concerns all prompts
         assert len(server.bodies) == 1
 
 
@@ -251,6 +252,13 @@ REQUESTS = [LabelRequest(f"u{n}", (f"a{n}", "b"), build_prompt([f"soap {n}", "cr
 PARAMS = decoding_params()
 
 
+@pytest.mark.parametrize("name", ["sk-proj-0123456789", "gsk_abc", "", "A B"])
+def test_a_key_in_the_wrong_place_is_not_repeated(name: str) -> None:
+    with pytest.raises(LabelError, match="must name an environment variable") as error:
+        OpenAIBackend("m", "http://127.0.0.1:1/v1", name)
+    assert name == "" or name not in str(error.value)
+
+
 def test_batch_files(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     assert export_batch(path, REQUESTS, model="m", params=PARAMS) == 6
@@ -269,16 +277,21 @@ def test_batch_files(tmp_path: Path) -> None:
                 *(output(keys[3], GOOD), output(keys[0], GOOD), output(keys[3], GOOD), output("other", GOOD), "{", "3"),
                 *(output(keys[1], "I cannot."), output(keys[2], None, 500), '{"custom_id": "' + keys[4] + '"}'),
                 json.dumps({"custom_id": keys[4], "response": None, "error": {"code": "batch_expired"}}),
+                json.dumps({"custom_id": ["x"], "response": None, "error": {"code": "batch_expired"}}),
             ]
         )
     )
     with LabelCache(tmp_path / "c.db") as cache:
         report = import_batch(result, cache, REQUESTS, model="m", params=PARAMS)
         assert report.counts == {"ok": 2, "refused": 1, "failed": 2}
-        assert (report.repeated, report.unknown, report.broken_lines, report.missing) == (1, 1, 3, 3)
+        assert (report.repeated, report.unknown, report.broken_lines, report.missing) == (1, 1, 4, 3)
         assert {label.user_id for label in cache.labels()} == {"u3", "u0", "twin"}
         assert {one.reason for one in cache.records("failed")} == {"overloaded", "batch_expired"}
-        result.write_text("\n".join(output(key, GOOD) for key in keys))
+        # Raw line separators inside a string end no line of JSON.
+        odd = {"interests": [GOOD["interests"][0] | {"name": "soaps\u2028and\u0085creams"}]}
+        raw = (json.dumps(json.loads(output(key, odd)), ensure_ascii=False) for key in keys)
+        result.write_text("\r\n".join(raw))
+        assert "\u2028" in result.read_text()
         report = import_batch(result, cache, REQUESTS, model="m", params=PARAMS)
         assert (report.counts, report.repeated, report.missing) == ({"ok": 3}, 3, 0)
         with pytest.raises(LabelError, match="no line belongs to these requests"):

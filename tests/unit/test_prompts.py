@@ -57,6 +57,7 @@ def test_the_schema_is_strict() -> None:
         f"[note] {GOOD}",
         json.dumps(json.loads(GOOD)["interests"]),
         f'<think>maybe {{"interests": []}}</think>{GOOD}',
+        f'maybe {{"interests": []}}</think>{GOOD}',
         "\ufeff" + GOOD,
     ],
 )
@@ -68,6 +69,12 @@ def test_json_is_found(text: str) -> None:
         Interest("bold nail colours", (2,)),
     )
     assert parsed.reason == ""
+
+
+@pytest.mark.parametrize("text", [f"<think>maybe {GOOD}", "<think>" * 28_000])
+def test_a_draft_is_no_reply(text: str) -> None:
+    parsed = parse_reply(text, 3)
+    assert (parsed.status, parsed.reason) == ("invalid", "cut off while thinking")
 
 
 def test_what_is_mended() -> None:

@@ -69,7 +69,7 @@ async def run(
 
     Args:
         concurrency: calls at the same time.
-        rate_per_minute: most prompts begun in a minute; 0 is no limit.
+        rate_per_minute: most calls begun in a minute, retries too; 0 is no limit.
         progress: show a progress line on standard error.
         again: statuses of earlier records to ask again.
         abort_after: consecutive prompts for which the endpoint could not be reached at all.
@@ -86,6 +86,7 @@ async def run(
     summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
     job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, poll)
+    backend.before_call = job.take_turn
     columns = (
         *(TextColumn("labels"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
         TextColumn("{task.fields[state]}"),
@@ -168,7 +169,6 @@ class _Job:
 
     async def _answer(self, key: str) -> None:
         first, *others = self.by_key[key]
-        await self._take_turn()
         started = time.monotonic()
         try:
             reply = await self.backend.complete(first.prompt)
@@ -192,7 +192,8 @@ class _Job:
         seconds = time.monotonic() - started
         return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
 
-    async def _take_turn(self) -> None:
+    async def take_turn(self) -> None:
+        """Wait until the rate limit allows another call."""
         now = time.monotonic()
         self._next_start = max(self._next_start, now)
         wait = self._next_start - now

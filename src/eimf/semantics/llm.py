@@ -5,7 +5,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from eimf.artifacts import write_text_atomic
 from eimf.errors import LabelError
+from eimf.options import is_variable
 from eimf.semantics.labels import LabelCache, LabelRequest, Record, make_record, request_key
 from eimf.semantics.prompts import SCHEMA, Prompt, shorten
 
@@ -60,6 +61,9 @@ class Backend(Protocol):
         """Decoding parameters."""
         ...
 
+    before_call: Callable[[], Awaitable[None]]
+    """To be awaited before every call."""
+
     async def complete(self, prompt: Prompt) -> Reply:
         """Answer a prompt.
 
@@ -91,6 +95,10 @@ def chat_body(prompt: Prompt, model: str, params: Mapping[str, Any], form: str =
     return body
 
 
+async def _at_once() -> None:
+    pass
+
+
 class OpenAIBackend:
     """An OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ...
 
@@ -102,7 +110,10 @@ class OpenAIBackend:
         timeout: seconds for a whole reply.
         attempts: calls for one prompt before it counts as failed.
         backoff: the n-th retry waits a random time of up to `backoff * 2**n` seconds, `longest_wait` at most.
-        longest_wait: seconds; a server that asks for a longer wait by Retry-After is not waited for.
+        longest_wait: seconds; a server that asks for a longer wait by Retry-After ends the run.
+
+    Attributes:
+        before_call: awaited before every call, retries too; `labelling.run` keeps its rate limit by it.
 
     Raises:
         LabelError: no key, no `openai` package, or no usable address.
@@ -129,7 +140,10 @@ class OpenAIBackend:
         self.attempts = attempts
         self.backoff = backoff
         self.longest_wait = longest_wait
+        self.before_call: Callable[[], Awaitable[None]] = _at_once
         self._address = _address(base_url)
+        if not is_variable(api_key_env):
+            raise LabelError("api_key_env: must name an environment variable, such as OPENAI_API_KEY; it may be a key.")
         key = os.environ.get(api_key_env, "").strip()
         if not key and urlsplit(base_url).hostname == urlsplit(OPENAI).hostname:
             raise LabelError(f"{api_key_env}: not set; {self._address} needs a key in this environment variable.")
@@ -154,6 +168,7 @@ class OpenAIBackend:
         form, problem, unreachable = self._form, "", 0
         attempt = 0
         while attempt < self.attempts:
+            await self.before_call()
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             wait, renamed = None, dict(self._renamed)
             try:
@@ -187,9 +202,13 @@ class OpenAIBackend:
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
                 problem = "the reply is not a chat completion"  # HTML, half a JSON, JSON of another shape
             attempt += 1
+            if wait is not None:  # means all calls, those of other prompts too
+                if wait > self.longest_wait:
+                    raise LabelError(
+                        f"{self._address}: asks to wait {wait:.0f} s ({problem}). Stopped; finished labels are kept."
+                    )
+                self._not_before = max(self._not_before, time.monotonic() + wait)
             if attempt < self.attempts:
-                if wait is not None and wait > self.longest_wait:
-                    raise CallError(f"{self._address}: asks to wait {wait:.0f} s ({problem})") from None
                 await self._pause(attempt, wait)
         if unreachable == self.attempts:
             raise EndpointError(
@@ -200,7 +219,6 @@ class OpenAIBackend:
     async def _pause(self, attempt: int, wait: float | None) -> None:
         jitter = random.uniform(0.0, min(self.longest_wait, self.backoff * 2.0 ** (attempt - 1)))
         if wait is not None:
-            self._not_before = max(self._not_before, time.monotonic() + wait)
             jitter = min(jitter, self.backoff)  # on top, so that not all come back at once
         await asyncio.sleep((wait or 0.0) + jitter)
 
@@ -254,8 +272,16 @@ def read_completion(answer: Mapping[str, Any]) -> Reply:
     filtered = choice.get("finish_reason") == "content_filter"
     if not isinstance(text, str) and not refusal and not filtered:
         raise ValueError("no content")
-    tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
     return Reply(str(refusal or text or ""), *tokens, refused=bool(refusal) or filtered)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; whatever a server says, it costs no reply, and it fits the cache's column."""
+    try:
+        return min(max(int(value or 0), 0), 2**63 - 1)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def retry_after(value: str) -> float | None:
@@ -345,7 +371,7 @@ def import_batch(
     repeated = unknown = broken = 0
     pending = set(cache.pending(wanted))
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig", "replace").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig", "replace").split("\n")  # no other line ends
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror}).") from None
     for line in lines:
@@ -354,6 +380,8 @@ def import_batch(
         try:
             value = json.loads(line)
             key = value["custom_id"]
+            if not isinstance(key, str):
+                raise TypeError("custom_id is no string")
             outcome = _batch_outcome(value)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             broken += 1

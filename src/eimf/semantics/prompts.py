@@ -129,8 +129,10 @@ def parse_reply(text: str, n_items: int) -> Parsed:
     >>> parse_reply('Sure: {"interests": [{"name": "vegan soap", "items": [2, 9, 2]}]}', n_items=3).interests
     (Interest(name='vegan soap', items=(2,)),)
     """
-    # Reasoning models think aloud, with drafts of the JSON.
-    text = re.sub(r"<think>.*?</think>", "", text[:MAX_REPLY], flags=re.DOTALL).strip()
+    # Reasoning models think aloud, with drafts of the JSON; some servers keep the opening tag, or the reply ends early.
+    text = text[:MAX_REPLY].rpartition("</think>")[2].strip()
+    if text.startswith("<think>"):
+        return _invalid("cut off while thinking")
     entries = next((found for value in _find_json(text) if (found := _entries(value)) is not None), None)
     if entries is None:
         if not text:
