@@ -9,6 +9,7 @@ Shapes: B labelled samples, K behavioural interests, S explicit interests, D and
 
 from collections.abc import Callable
 from itertools import permutations
+from math import perm
 from typing import Literal
 
 import torch
@@ -32,22 +33,29 @@ def match_interests(
     """Assign an own behavioural interest to each explicit one, so that the sum of similarities is large.
 
     `optimal` is the exact assignment (as the Hungarian algorithm finds it), by trying all of them at once: K and S are
-    small. With more explicit interests than behavioural ones, those left over take their most similar one.
+    small (greedy above `MAX_PERMUTATIONS`). With more explicit interests than behavioural ones, those left over take
+    their most similar one.
 
     Returns:
         The behavioural interest of each explicit one; meaningless where `present` is false.
     """
     batch, count, size = similarity.shape
+    few = min(count, size)
     similarity = similarity.detach().masked_fill(~present[:, None], 0.0)
-    assignments = list(_assignments(count, size)) if method == "optimal" and _n_assignments(count, size) else []
-    if assignments:
-        table = torch.tensor(assignments, device=similarity.device)  # [A, S]
-        explicit = torch.arange(size, device=similarity.device).expand_as(table)
-        return table[similarity[:, table, explicit].sum(dim=2).argmax(dim=1)]
+    if size > count:  # so low that an absent interest takes a partner only where no present one is left
+        similarity = torch.where(present[:, None], similarity, -1 - 2 * few * similarity.abs().amax())
+    if method == "optimal" and perm(max(count, size), few) <= MAX_PERMUTATIONS:
+        # Each way to give the fewer ones partners of their own among the others.
+        table = torch.tensor(list(permutations(range(max(count, size)), few)), device=similarity.device)  # [A, few]
+        own = torch.arange(few, device=similarity.device).expand_as(table)
+        if size <= count:
+            return table[similarity[:, table, own].sum(dim=2).argmax(dim=1)]
+        best = table[similarity[:, own, table].sum(dim=2).argmax(dim=1)]  # [B, K]: the explicit one of each behavioural
+        return similarity.argmax(dim=1).scatter(1, best, own[:1].expand_as(best))
     left = similarity.masked_fill(~present[:, None], -torch.inf)
     chosen = similarity.argmax(dim=1)
     rows = torch.arange(batch, device=similarity.device)
-    for _ in range(min(count, size)):
+    for _ in range(few):
         best = left.flatten(1).argmax(dim=1)
         k, s = best // size, best % size
         valid = left[rows, k, s] > -torch.inf
@@ -55,20 +63,6 @@ def match_interests(
         left[rows, k] = -torch.inf
         left[rows, :, s] = -torch.inf
     return chosen
-
-
-def _n_assignments(count: int, size: int) -> int:
-    """Number of one-to-one assignments, 0 where there is none or too many to try."""
-    if size > count:
-        return 0
-    total = 1
-    for factor in range(count, count - size, -1):
-        total *= factor
-    return total if total <= MAX_PERMUTATIONS else 0
-
-
-def _assignments(count: int, size: int) -> "permutations[tuple[int, ...]]":
-    return permutations(range(count), size)
 
 
 def contrast(

@@ -24,9 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:  # argparse takes no positional arguments after an option: `eimf sweep FILE --offline optim.lr=0.002`
-        if not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest):
+        settings = getattr(options, "overrides", getattr(options, "experiment", None))
+        if settings is None or any(text.startswith("-") or "=" not in text for text in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.overrides += rest
+        settings += rest
     try:
         options.run(options)
     except EimfError as error:

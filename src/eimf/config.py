@@ -157,8 +157,11 @@ class TypicalConfig:
 
     budget: int = option(640, low=1)
     """Number of users, that is of LLM calls."""
+    budget_share: float = option(0.0, low=0.0, high=1.0)
+    """The budget as a share of the training users; 0: `budget` users."""
     clusters: int = option(640, low=1)
-    """Number of spherical k-means clusters; with as many as the budget, one user of each."""
+    """Number of spherical k-means clusters. The budget is divided in proportion to their sizes (D'Hondt); with as many
+    clusters as users to ask, that is about one of each."""
     min_history: int = option(5, low=1)
     """Fewest training items of a typical user."""
     max_items: int = option(20, low=1)
@@ -171,6 +174,10 @@ class TypicalConfig:
     method: Literal["cluster", "random", "longest"] = "cluster"
     """`random` and `longest` are for ablation."""
     seed: int = option(0, low=0)
+
+    def budget_of(self, n_users: int) -> int:
+        """Number of users to ask about, of `n_users` training users."""
+        return max(1, round(self.budget_share * n_users)) if self.budget_share > 0 else self.budget
 
 
 @dataclass(frozen=True)
@@ -410,9 +417,11 @@ class Config:
 
     @property
     def label_source(self) -> Path:
-        """Where training reads labels: the label cache, or those shipped with the package where there is none yet."""
+        """Where training reads labels: the label cache, or those shipped with the package while it has none."""
+        from eimf.semantics.labels import has_label  # most configurations ask for no label
+
         shipped = find_experiment(f"labels/{self.dataset.name}.jsonl")
-        return shipped if shipped and not self.eimf.labels and not self.label_cache.exists() else self.label_cache
+        return shipped if shipped and not self.eimf.labels and not has_label(self.label_cache) else self.label_cache
 
     @property
     def run_name(self) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
     from eimf.semantics.typical import ask_about
 
     spans = split(prepared.sequences, config.split).train
-    (chosen,) = _choose(config, prepared, (config.typical.budget,))
+    (chosen,) = _choose(config, prepared, (config.typical.budget_of(len(spans.user_idx)),))
     print(
         f"typical users: {len(chosen.users)} of {len(spans.user_idx):,}; mean distance of a training user to the "
         f"nearest one: {chosen.coverage:.3f}"
@@ -119,7 +119,9 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
 
 def _show_coverage(config: "Config", prepared: "Prepared") -> None:
     """How near typical users are, for smaller budgets than the one asked for."""
-    budget = config.typical.budget
+    from eimf.data.splits import split
+
+    budget = config.typical.budget_of(len(split(prepared.sequences, config.split).train.user_idx))
     budgets = tuple(sorted({max(1, budget // part) for part in (16, 8, 4, 2, 1)}))
     table = Table(title="typical users: coverage by budget", title_justify="left")
     for column in ("budget", "mean cosine distance of a training user to the nearest typical one"):
@@ -141,6 +143,19 @@ def _model(config: "Config") -> str:
     return config.llm.model
 
 
+def _unanswered(config: "Config", requests: "list[LabelRequest]", again: "Set[str]") -> "list[LabelRequest]":
+    """The requests that the cache has no reply to, by the model that would be asked."""
+    from eimf.semantics.labels import LabelCache, request_key
+
+    model = Path(config.llm.gguf).stem or config.llm.model
+    if not model or not config.label_cache.is_file():
+        return requests
+    keys = [request_key(one.prompt, model, _parameters(config)) for one in requests]
+    with LabelCache(config.label_cache, read_only=True) as cache:
+        left = set(cache.pending(keys, again))
+    return [one for one, key in zip(requests, keys, strict=True) if key in left]
+
+
 def _run(options: argparse.Namespace, config: "Config") -> None:
     from eimf.semantics.labelling import AGAIN, preview, run
     from eimf.semantics.labels import LabelCache
@@ -148,16 +163,20 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
 
     prepared, llm = _prepared(config), config.llm
     requests = _questions(config, prepared)
+    again = AGAIN | ({"invalid", "refused"} if options.retry else set())
+    concurrency = 1 if llm.gguf else llm.concurrency  # this process answers one prompt at a time
     if options.dry_run:
         _show_coverage(config, prepared)
+        left = _unanswered(config, requests, again)
         print(
             preview(
-                requests,
+                left,
                 price_in=llm.price_in,
                 price_out=llm.price_out,
                 seconds_per_call=llm.seconds_each,
-                concurrency=llm.concurrency,
+                concurrency=concurrency,
                 rate_per_minute=llm.per_minute,
+                done=len({one.prompt for one in requests}) - len({one.prompt for one in left}),
             )
         )
         return
@@ -172,14 +191,13 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
             timeout=llm.timeout,
             attempts=llm.attempts,
         )
-        again = AGAIN | ({"invalid", "refused"} if options.retry else set())
         try:
             with LabelCache(config.label_cache) as cache:
                 summary = await run(
                     requests,
                     backend,
                     cache,
-                    concurrency=llm.concurrency,
+                    concurrency=concurrency,
                     rate_per_minute=llm.per_minute,
                     again=again,
                 )
@@ -282,36 +300,15 @@ def _show(options: argparse.Namespace, config: "Config") -> None:
 
 def _check(options: argparse.Namespace, config: "Config") -> None:
     from eimf.semantics.labels import LabelCache
-    from eimf.semantics.quality import assess
-    from eimf.semantics.text import encode_items, encode_texts
+    from eimf.semantics.quality import assess_items, describe
 
     with LabelCache(_existing(config), read_only=True) as cache:
         labels, counts = cache.labels(), cache.counts()
     if not labels:
         raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")
     prepared = _prepared(config)
-    names = sorted({one.name for label in labels for one in label.interests})
-    vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
-    items = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
-    number = dict(zip(prepared.items["item_id"], prepared.items["item_idx"], strict=True))
-    found = assess(labels, number, items, dict(zip(names, vectors, strict=True)))
-    replies = sum(counts.values())
-    rows = {
-        "replies": f"{replies:,}",
-        "valid": f"{100 * counts.get('ok', 0) / replies:.1f}%",
-        "refused": f"{100 * counts.get('refused', 0) / replies:.1f}%",
-        "users": f"{found.users:,}",
-        "interests": f"{found.interests:,}",
-        "interests of a user": ", ".join(
-            f"{count} users have {number}" for number, count in found.interests_per_user.items()
-        ),
-        "words of a name": f"{found.words_mean:.1f}",
-        "shown items that belong to an interest": f"{100 * found.item_coverage:.1f}%",
-        "cosine of names with their items": f"{found.grounding:.3f} (random items: {found.grounding_random:.3f})",
-        "interests nearer to their own items": f"{100 * found.grounded:.1f}%",
-        "interests with a name that another user has": f"{100 * found.shared_names:.1f}%",
-    }
+    found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
     table = Table(title=str(config.label_cache), title_justify="left", show_header=False)
-    for name, value in rows.items():
+    for name, value in describe(found, counts).items():
         table.add_row(name, value)
     Console().print(table)

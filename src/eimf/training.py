@@ -97,6 +97,11 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
     prepared = prepared or prepare(config.dataset, config.data.root, say)
     _check_size(config, prepared.n_items)
     labels = label_digest(config)
+    if resume is not None and (before := read_run(resume).get("label_digest", labels)) != labels:
+        raise ArtifactError(
+            f"{resume}: was begun with other labels (digest {before[:12]}; {config.label_source} has {labels[:12]} "
+            f"now); restore them, or start again with eimf train {resume}/config.yaml."
+        )
     folder = resume or _new_run_folder(config)
     if resume is None and is_first_process():
         write_text_atomic(folder / "config.yaml", to_yaml(config))
@@ -168,7 +173,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         LabelError: no label fits the training users.
         ConfigError: the text encoder cannot be loaded.
     """
-    labels = take_share(read_labels(config.label_source), config.eimf.share, config.seed)
+    labels = take_share(read_labels(config.label_source, say), config.eimf.share, config.seed)
     matched = match_labels(labels, data.prepared, data.split.train)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
     vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
@@ -381,8 +386,9 @@ def _strategy(options: TrainerConfig, explicit: bool) -> str | ModelParallelStra
         explicit: whether there are explicit interests, whose head has no gradient at most steps: DDP must expect that.
     """
     if options.strategy != "fsdp":
-        several = options.strategy == "ddp" or (options.strategy == "auto" and _n_processes(options) > 1)
-        return "ddp_find_unused_parameters_true" if explicit and several else options.strategy
+        name = "ddp" if options.strategy == "auto" and _n_processes(options) > 1 else options.strategy
+        resting = explicit and name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+        return f"{name}_find_unused_parameters_true" if resting else options.strategy
     if options.devices == "auto":
         raise ConfigError("trainer.devices: strategy fsdp needs a number of devices, is 'auto'; give it.")
     return ModelParallelStrategy(_n_processes(options), 1, save_distributed_checkpoint=False)
@@ -391,7 +397,7 @@ def _strategy(options: TrainerConfig, explicit: bool) -> str | ModelParallelStra
 def _n_processes(options: TrainerConfig) -> int:
     """How many processes the Trainer will use, one a device."""
     devices = _devices(options.devices)
-    if devices == "auto":
+    if devices in ("auto", -1):
         on_cuda = options.accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
         devices = CUDAAccelerator.auto_device_count() if on_cuda else 1
     return (len(devices) if isinstance(devices, list) else int(devices)) * options.num_nodes

@@ -16,14 +16,15 @@ from eimf.cli import main
 from eimf.config import load_for
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import split
-from eimf.errors import ConfigError, LabelError
+from eimf.errors import ArtifactError, ConfigError, LabelError
 from eimf.recommender import Recommender
 from eimf.report import build_report
 from eimf.semantics import text
-from eimf.semantics.labels import read_labels
+from eimf.semantics.labels import LabelCache, read_labels
 from eimf.semantics.supervision import match_labels
-from eimf.training import Run, evaluate_run, train
+from eimf.training import Run, _strategy, evaluate_run, train
 from tests.conftest import ROOT, TINY, tiny_config
+from tests.fault_server import GOOD, completion, failure, sequence, serve
 from tests.unit.test_semantics import labels_of
 
 
@@ -195,6 +196,99 @@ def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> N
         tiny_config(data_root, tmp_path, "typical.represent=both")
 
 
+def trained_users(data_root: Path) -> np.ndarray:
+    config = tiny_config(data_root, data_root)
+    return split(prepare(config.dataset, config.data.root, quiet).sequences, config.split).train.user_idx
+
+
+def test_labelling_from_the_command_line(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="the extra llm is not installed")
+    key = "sk-very-secret-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    cache = tmp_path / "labels.db"
+    common = [*TINY, f"data.root={data_root}", "typical.budget=5", "typical.min_history=3", f"eimf.labels={cache}"]
+
+    def run(url: str, *more: str) -> str:
+        told = ["llm.model=m", f"llm.base_url={url}", "llm.attempts=1", *more]
+        assert main(["label", "run", *common, *told]) == 0
+        said = capsys.readouterr()
+        assert key not in said.out + said.err
+        return said.out
+
+    with serve(sequence(completion(GOOD), completion("no"), failure(500, f"saw {key}"), completion(GOOD))) as server:
+        assert "calls      5 (0 more are in the cache)" in run(server.url, "--dry-run")
+        told = run(server.url)
+        assert "ok 3 invalid 1 refused 0 failed 1" in told
+        assert "status 500: saw ***" in told
+        assert len(server.bodies) == 5
+        assert "calls      1 (4 more are in the cache)" in run(server.url, "--dry-run")  # what failed is asked again
+        assert "calls      2 (3 more are in the cache)" in run(server.url, "--dry-run", "--retry")
+        assert "ok 1 invalid 0" in run(server.url)
+        assert "ok 1 invalid 0" in run(server.url, "--retry")
+        assert "5 known" in run(server.url, "--retry")
+        assert len(server.bodies) == 7
+    assert not any(key.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    requests = [json.loads(line) for line in batch_lines(common, tmp_path, "another")]
+    body = json.loads(completion(GOOD).body)
+    answers = [{"custom_id": one["custom_id"], "response": {"status_code": 200, "body": body}} for one in requests]
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+    take = ["label", "import", *common, "--from", str(tmp_path / "out.jsonl")]
+    assert main([*take, "llm.model=another"]) == 0
+    assert "5 ok" in capsys.readouterr().out
+    assert main([*take, "llm.model=other"]) == 2
+    assert "no line belongs to these requests" in capsys.readouterr().err
+
+
+def batch_lines(common: list[str], folder: Path, model: str) -> list[str]:
+    assert main(["label", "export", "--batch", "--to", str(folder / "in.jsonl"), *common, f"llm.model={model}"]) == 0
+    return (folder / "in.jsonl").read_text().splitlines()
+
+
+def test_lines_that_are_no_labels_are_told(
+    data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text(labels.read_text() + "{\n3\n")
+    train(tiny_config(data_root, tmp_path, "eimf.enabled=true", f"eimf.labels={path}", "trainer.max_epochs=1"))
+    assert "2 lines are no labels and were left out" in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_labels(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text(labels.read_text())
+    config = tiny_config(data_root, tmp_path, "eimf.enabled=true", f"eimf.labels={path}", "trainer.max_epochs=1")
+    made = train(config, say=quiet)
+    path.write_text("".join(labels.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ArtifactError, match="begun with other labels"):
+        train(config, resume=made.folder, say=quiet)
+
+
+def test_shipped_labels_are_used_while_the_cache_has_none(tmp_path: Path) -> None:
+    config = load_for("demo", "comirec_sa", [f"data.root={tmp_path}"])
+    config.label_cache.parent.mkdir(parents=True)
+    with LabelCache(config.label_cache):
+        pass
+    assert config.label_source == Path("experiments/labels/demo.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["trainer.strategy=ddp"], "ddp_find_unused_parameters_true"),
+        (["trainer.devices=2"], "ddp_find_unused_parameters_true"),
+        (["trainer.strategy=ddp_spawn", "trainer.devices=-1"], "ddp_spawn_find_unused_parameters_true"),
+        (["trainer.devices=1"], "auto"),
+        (["trainer.devices=-1", "trainer.accelerator=cpu"], "auto"),
+        (["trainer.strategy=ddp", "eimf.enabled=false"], "ddp"),
+    ],
+)
+def test_strategies_expect_a_resting_head(settings: list[str], expected: str) -> None:
+    config = load_for("demo", "comirec_sa", ["eimf.enabled=true", *settings])
+    assert _strategy(config.trainer, config.eimf.enabled) == expected
+
+
 def test_label_commands(
     data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,11 +309,13 @@ def test_label_commands(
     behaviour = ["typical.represent=both", f"typical.run={trained.folder}"]
     assert out("run", "--dry-run", *behaviour) != told
     assert "another split" in out("run", "--dry-run", *behaviour, "split.seed=5", status=2)
+    six = [f"typical.budget_share={6 / len(trained_users(data_root))}"]
     assert "llm.model: is empty" in out("run", status=2)
     assert "OPENAI_API_KEY" in out("run", "llm.model=m", status=2)
     dead = ["llm.model=m", "llm.base_url=http://127.0.0.1:9/v1", "llm.attempts=1"]
     assert "127.0.0.1:9" in out("run", *dead, status=2)
     assert "12 lines" in out("export", "--batch", "--to", str(tmp_path / "batch.jsonl"), "llm.model=m")
+    assert "6 lines" in out("export", "--batch", "--to", str(tmp_path / "b.jsonl"), "llm.model=m", *six)
     assert " imported" in out("import", "--from", str(labels))
     assert " repeated" in out("import", "--from", str(labels))
     assert "ok" in out("stats")

@@ -289,7 +289,9 @@ def test_a_backend_with_a_bug_costs_users_and_not_the_run(tmp_path: Path) -> Non
     class Buggy:
         model = "m"
         params = {"temperature": 0.0}  # noqa: RUF012
-        before_call: Callable[[], Awaitable[None]] = backend("http://127.0.0.1:1/v1").before_call
+
+        def __init__(self) -> None:
+            self.before_call: Callable[[], Awaitable[None]] = backend("http://127.0.0.1:1/v1").before_call
 
         async def complete(self, prompt: Prompt) -> Reply:
             raise ZeroDivisionError(KEY)

@@ -1,8 +1,11 @@
 """Properties that hold for any data."""
 
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -13,10 +16,13 @@ from eimf.config import SplitConfig
 from eimf.data.batch import HoldoutBatches, TrainingBatches
 from eimf.data.sequences import Sequences, core_filter
 from eimf.data.splits import split
-from eimf.errors import DataError
+from eimf.errors import DataError, LabelError
 from eimf.losses import RetrievalLoss, read_out
 from eimf.metrics import RANKING, find_hits
 from eimf.retrieval import ItemIndex, merge, rerank_diverse, retrieve
+from eimf.semantics.labels import Label
+from eimf.semantics.prompts import Interest
+from eimf.semantics.supervision import build_supervision, match_labels
 
 
 @st.composite
@@ -63,6 +69,68 @@ def test_no_future_item_in_any_training_or_evaluation_input(
         assert not held_out & set(batch.history.flatten().tolist())
     counts = parts.item_counts(data, len(data.items))
     assert not any(counts[item] for item in held_out)
+
+
+@st.composite
+def any_labels(draw: st.DrawFn) -> tuple[Any, list[Label]]:
+    """Users who buy some items again and again, and labels made from any part of their histories, held out or not."""
+    lengths = draw(st.lists(st.integers(1, 9), min_size=6, max_size=12))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    drawn = draw(st.lists(st.integers(1, 5), min_size=int(offsets[-1]), max_size=int(offsets[-1])))
+    items = np.array(drawn, dtype=np.int32)
+    times = np.concatenate([np.arange(one) for one in lengths])
+    labels = []
+    for user, (a, b) in enumerate(pairwise(offsets)):
+        shown = [place for place in range(a, b) if draw(st.booleans())]
+        groups = [draw(st.integers(0, 2)) for _ in shown]
+        found = [tuple(n for n, g in enumerate(groups, 1) if g == group) for group in range(3)]
+        interests = tuple(Interest(f"n{user}-{k}", numbers) for k, numbers in enumerate(found) if numbers)
+        if interests:
+            labels.append(Label(f"u{user}", interests, tuple(f"i{items[place]}" for place in shown), "m", "v1"))
+    prepared = SimpleNamespace(
+        sequences=Sequences(items, times.astype(np.int64), offsets),
+        user_ids=pl.Series([f"u{user}" for user in range(len(lengths))]),
+        items=pl.DataFrame({"item_id": [f"i{n}" for n in range(1, 6)], "item_idx": range(1, 6)}),
+        folder=SimpleNamespace(name="any"),
+    )
+    return prepared, labels
+
+
+def is_within(wanted: list[str], items: list[str]) -> bool:
+    """Whether `wanted` can be found in `items`, in order."""
+    rest = iter(items)
+    return all(item in rest for item in wanted)
+
+
+@given(any_labels(), kinds)
+def test_no_training_step_may_predict_an_item_from_an_interest_made_from_it(
+    made: tuple[Any, list[Label]], kind
+) -> None:
+    prepared, labels = made
+    flat = prepared.sequences.items
+    try:
+        spans = split(prepared.sequences, SplitConfig(kind=kind, validation=0.3, test=0.3)).train
+        matched = match_labels(labels, prepared, spans)
+    except (DataError, LabelError):
+        return
+    names = {one.name: np.ones(2, np.float32) for label in labels for one in label.interests}
+    supervision = build_supervision(matched, names, flat)
+    for n, (row, _, label, _) in enumerate(matched.rows):
+        start, end = int(spans.start[row]), int(spans.end[row])
+        own = [f"i{item}" for item in flat[start:end]]
+        assert is_within(list(label.history), own)  # nothing held out was seen
+        for at in range(start + 1, end):
+            here, target, item = torch.tensor([n]), torch.tensor([at]), torch.tensor([int(flat[at])])
+            loose = supervision.predictive(here, target, item, only_after=False)[0]
+            strict = supervision.predictive(here, target, item, only_after=True)[0]
+            visible = supervision.alignable(here, target)[0]
+            assert not (strict & ~loose).any()
+            if strict.any():
+                assert is_within(list(label.history), own[: at - start])
+            for s, interest in enumerate(label.interests):
+                shown = {label.history[number - 1] for number in interest.items}
+                assert not (bool(loose[s]) and f"i{int(flat[at])}" in shown)
+                assert not bool(visible[s]) or shown & set(own[: at - start])
 
 
 @given(any_sequences(), kinds)

@@ -40,6 +40,12 @@ def test_greedy_matching_takes_the_most_similar_pair_first() -> None:
 def test_more_explicit_than_behavioural_interests() -> None:
     similarity = torch.tensor([[[0.2, 0.9, 0.5]]])
     assert match_interests(similarity, torch.ones(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+    # The third slot is empty for the second user; the exact assignment is not the greedy one.
+    similarity = torch.tensor([[[0.9, 0.8, 0.1], [0.7, 0.1, 0.2]]]).repeat(2, 1, 1)
+    present = torch.tensor([[True, True, True], [True, True, False]])
+    found = match_interests(similarity, present)
+    assert found[0].tolist() == [1, 0, 1]
+    assert found[1, :2].tolist() == [1, 0]
 
 
 def test_contrast_pulls_pairs_and_leaves_a_users_own_interests_alone() -> None:

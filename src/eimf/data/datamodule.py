@@ -51,9 +51,10 @@ class InteractionData(pl.LightningDataModule):
         )
 
     def _labels(self) -> LabelledDraw | None:
-        if self.supervision is None or not self.config.eimf.draws_labelled:
-            return None
         eimf = self.config.eimf
+        over = eimf.epochs > 0 and self.trainer is not None and self.trainer.current_epoch >= eimf.epochs
+        if self.supervision is None or not eimf.draws_labelled or over:
+            return None
         return LabelledDraw(
             self._items,
             self.split.train,

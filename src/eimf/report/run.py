@@ -12,7 +12,7 @@ from eimf.data.batch import gather_history
 from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import Holdout
-from eimf.errors import ArtifactError, LabelError
+from eimf.errors import ArtifactError, ConfigError, LabelError
 from eimf.naming import behind_words
 from eimf.recommender import Recommender
 from eimf.recommender import load as load_model
@@ -21,6 +21,7 @@ from eimf.report.figures import intervals, lines, points
 from eimf.report.page import Section, number
 from eimf.run_folder import read_results
 from eimf.semantics.labels import LabelCache, is_cache, read_labels
+from eimf.semantics.quality import assess_items, describe
 from eimf.training import group_held_out
 
 USE = ("interest_cosine", "interests_used", "hit_share")
@@ -77,6 +78,7 @@ def describe_run(folder: Path) -> list[Section]:
             "them, in effect, fill his list. hit_share: which interest brought the hits."
         )
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
+    sections += _label_quality(config, prepared)
     sections += _model_sections(folder, data, held)
     costs = tuple((key.replace("_", " "), number(value)) for key, value in results.get("costs", {}).items())
     costs += _label_costs(config)
@@ -96,6 +98,24 @@ def _groups(table: pl.DataFrame, shown: str, mean: float) -> Section:
         bars.append((f"{group}: {level}", value, max(value - error, 0.0), value + error))
     chart = intervals(bars, f"{shown} with 95% interval; line: all users", mean)
     return Section("Groups of users", head=("group", "level", "users", shown), rows=rows, charts=(chart,))
+
+
+def _label_quality(config: Config, prepared: Prepared) -> list[Section]:
+    """How good the explicit interests are that a run was trained with."""
+    if not config.eimf.enabled:
+        return []
+    source = config.label_source
+    try:
+        labels = read_labels(source)
+        found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
+    except (LabelError, ConfigError):  # gone since, as the labels' users or the encoder may be
+        return []
+    counts = {"ok": len(labels)}
+    if is_cache(source):
+        with LabelCache(source, read_only=True) as cache:
+            counts = cache.counts()
+    text = "Of all labels in the source; those of held-out users are not used in training."
+    return [Section("Explicit interests", (text,), ("check", "value"), tuple(describe(found, counts).items()))]
 
 
 def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:

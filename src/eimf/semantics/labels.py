@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -465,8 +465,19 @@ class LabelCache:
         return Record(**values)
 
 
-def read_labels(path: str | os.PathLike[str]) -> list[Label]:
+def has_label(path: Path) -> bool:
+    """Whether there is a label cache with a valid label, or another file."""
+    if not path.exists() or not is_cache(path):
+        return path.exists()
+    with LabelCache(path, read_only=True) as cache:
+        return cache.counts().get("ok", 0) > 0
+
+
+def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> list[Label]:
     """Labels of a cache or of JSON lines: one a user, the newest.
+
+    Args:
+        say: told of lines that are no labels and were left out.
 
     Raises:
         LabelError: missing, unreadable, or without a single label.
@@ -479,17 +490,20 @@ def read_labels(path: str | os.PathLike[str]) -> list[Label]:
             raise LabelError(f"{path}: holds no valid label yet; make or import some.")
         return labels
     newest: dict[str, Label] = {}
-    example = ""
+    example, broken = "", 0
     for number, line in _read_lines(path):
         try:
             label, _ = from_line(line)
         except ValueError as error:
             example = example or f" (line {number}: {error})"
+            broken += 1
             continue
         newest.pop(label.user_id, None)
         newest[label.user_id] = label
     if not newest:
         raise LabelError(f"{path}: holds no usable label{example}; it must be a label cache or JSON lines.")
+    if broken and say is not None:
+        say(f"{path}: {broken} lines are no labels and were left out{example}")
     return list(newest.values())
 
 

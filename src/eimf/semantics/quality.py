@@ -1,12 +1,15 @@
 """How good a set of labels is, without asking anyone again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from eimf.semantics.labels import Label
+from eimf.semantics.text import encode_items, encode_texts
 
 
 class Quality(NamedTuple):
@@ -64,3 +67,39 @@ def assess(
         grounded=float(np.mean(np.array(own) > np.array(other))) if own else 0.0,
         shared_names=sum(count for count in names.values() if count > 1) / max(total, 1),
     )
+
+
+def assess_items(labels: Sequence[Label], items: pl.DataFrame, encoder: str, root: str | Path) -> Quality:
+    """`assess`, with the vectors of a text encoder.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+    """
+    names = sorted({one.name for label in labels for one in label.interests})
+    vectors = encode_texts(names, encoder, root).vectors
+    number = dict(zip(items["item_id"], items["item_idx"], strict=True))
+    return assess(labels, number, encode_items(items, encoder, root).vectors, dict(zip(names, vectors, strict=True)))
+
+
+def describe(found: Quality, counts: Mapping[str, int]) -> dict[str, str]:
+    """The checks in words.
+
+    Args:
+        counts: status -> number of replies.
+    """
+    replies = max(1, sum(counts.values()))
+    return {
+        "replies": f"{sum(counts.values()):,}",
+        "valid": f"{100 * counts.get('ok', 0) / replies:.1f}%",
+        "refused": f"{100 * counts.get('refused', 0) / replies:.1f}%",
+        "users": f"{found.users:,}",
+        "interests": f"{found.interests:,}",
+        "interests of a user": ", ".join(
+            f"{count} users have {number}" for number, count in found.interests_per_user.items()
+        ),
+        "words of a name": f"{found.words_mean:.1f}",
+        "shown items that belong to an interest": f"{100 * found.item_coverage:.1f}%",
+        "cosine of names with their items": f"{found.grounding:.3f} (random items: {found.grounding_random:.3f})",
+        "interests nearer to their own items": f"{100 * found.grounded:.1f}%",
+        "interests with a name that another user has": f"{100 * found.shared_names:.1f}%",
+    }
