@@ -187,7 +187,7 @@ def test_the_ready_suites_load() -> None:
     for path in sorted(Path("experiments/suites").glob("*.yaml")):
         for dataset in ("demo", "beauty"):
             suite = read_suite(path, [f"dataset={dataset}"])
-            assert len(suite.seeds) == 3
+            assert len(suite.seeds) >= 3
             assert suite.question
 
 
