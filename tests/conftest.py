@@ -1,6 +1,7 @@
 """Fixtures, and run-time checks of the tensor shapes in all signatures."""
 
 import os
+import signal
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -28,6 +29,9 @@ from eimf.data.sequences import Prepared, prepare
 
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("suite")
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
