@@ -36,6 +36,12 @@ def read_out(
     return torch.einsum("bk,bkd->bd", weights, interests)
 
 
+def _product_type(user: Float[Tensor, "B D"]) -> torch.dtype:
+    """The type of matrix products: autocast's, where it is on."""
+    kind = user.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else user.dtype
+
+
 class _FullSoftmax(torch.autograd.Function):
     """Cross-entropy over all items that never holds more than `rows` rows of scores.
 
@@ -52,8 +58,7 @@ class _FullSoftmax(torch.autograd.Function):
         rows: int,
     ) -> Float[Tensor, ""]:
         count, scale, device = len(user), 1 / max(len(user), 1), user.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else user.dtype
+        dtype = _product_type(user)
         wanted = any(ctx.needs_input_grad)
         loss = torch.zeros((), device=device)
         grad_user = torch.empty(user.shape, device=device) if wanted else None
@@ -212,8 +217,7 @@ class _Sampled(torch.autograd.Function):
         rows: int,
     ) -> Float[Tensor, ""]:
         count, scale, device = len(user), 1 / max(len(user), 1), user.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else user.dtype
+        dtype = _product_type(user)
         loss = torch.zeros((), device=device)
         grad_user = torch.empty(user.shape, device=device)
         grad_negative = torch.zeros(negative.shape, device=device)
