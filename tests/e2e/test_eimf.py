@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -106,17 +107,9 @@ def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labe
     assert made.results["test"].summary["recall@20"] > 0
 
 
-@pytest.mark.parametrize("options", [["trainer.strategy=ddp"], ["eimf.epochs=1", "eimf.every=1"]], ids=" ".join)
-def test_two_processes_share_a_head_that_rests_at_most_steps(
-    options: list[str], data_root: Path, tmp_path: Path, labels: Path
-) -> None:
-    arguments = [
-        *TINY,
-        f"data.root={data_root}",
-        f"logger.root={tmp_path}",
-        "eimf.enabled=true",
-        f"eimf.labels={labels}",
-    ]
+def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: str) -> pl.DataFrame:
+    """Its curves."""
+    arguments = [*TINY, f"data.root={data_root}", f"logger.root={root}", "eimf.enabled=true", f"eimf.labels={labels}"]
     done = subprocess.run(
         [sys.executable, "-m", "eimf", "train", *arguments, "trainer.devices=2", "data.batch_size=32", *options],
         cwd=ROOT,
@@ -127,8 +120,23 @@ def test_two_processes_share_a_head_that_rests_at_most_steps(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (curves,) = tmp_path.glob("*/version_0/metrics.csv")
-    assert "train/modality_alignment" in curves.read_text()
+    (curves,) = root.glob("*/version_0/metrics.csv")
+    return pl.read_csv(curves)
+
+
+def test_two_processes_share_a_head_that_stops_early(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    curves = train_in_two_processes(data_root, tmp_path, labels, "eimf.epochs=1", "eimf.every=1")
+    assert curves["train/modality_alignment"].count() == 1
+
+
+def test_two_processes_share_a_head_that_rests_at_most_steps(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    """Shared out parameters learn from explicit interests what whole ones do."""
+    whole, shared = (
+        train_in_two_processes(data_root, tmp_path / strategy, labels, f"trainer.strategy={strategy}")
+        for strategy in ("ddp", "fsdp")
+    )
+    for name in ("train/loss", "train/semantic_prediction", "train/modality_alignment", "val/recall@20"):
+        assert whole[name].drop_nulls().to_list() == pytest.approx(shared[name].drop_nulls().to_list(), rel=1e-4)
 
 
 def test_lent_interests_reach_most_users(

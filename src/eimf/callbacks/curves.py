@@ -42,6 +42,9 @@ class Curves(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
+        # Lightning keeps the last value of a loss that is not taken any more (`eimf.epochs`).
+        for name in [name for name in trainer.callback_metrics if name.startswith("train/")]:
+            del trainer.callback_metrics[name]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
