@@ -13,6 +13,7 @@ from rich.text import Text
 
 from eimf.artifacts import write_json_atomic, write_text_atomic
 from eimf.errors import ArtifactError
+from eimf.groups import place_of_level
 from eimf.run_folder import read_results
 from eimf.significance import Difference, compare_paired, holm
 
@@ -188,6 +189,7 @@ def compare_groups(
     users = _read_all(runs, baseline, part)
     order = next(iter(users[baseline].values()))["user_idx"]
     lifts = []
+    groups = groups.sort("group", pl.col("level").map_elements(place_of_level, pl.Int64), maintain_order=True)
     for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
         inside = order.is_in(members["user_idx"].implode()).to_numpy()
         if not inside.any():
@@ -249,9 +251,9 @@ NOTE = (
 def to_rich(found: Comparison) -> Table:
     """The table for a terminal."""
     table = Table(title=f"{found.name}, {_part(found.part)}", title_justify="left", caption=NOTE, show_lines=False)
-    table.add_column("variant", no_wrap=True)
+    table.add_column("variant", overflow="fold")
     for metric in found.metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(metric, justify="right", min_width=len("+10.0%*"), overflow="fold")  # nothing is cut off
     for variant, cells in found.cells.items():
         row = []
         for metric in found.metrics:

@@ -10,6 +10,7 @@ from eimf.data.splits import Holdout
 
 HISTORY, POPULARITY, NEARNESS = "history length", "popularity of targets", "nearest labelled user"
 BREADTH = "categories in the history"
+_LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")
 
 
 def group_users(
@@ -43,11 +44,17 @@ def group_users(
     return pl.concat(parts)
 
 
+def place_of_level(level: str) -> int:
+    """Where a level stands in its group's order, from low to high; those of no name are in the middle."""
+    return next((n for n, start in enumerate(_LEVELS) if level.startswith(start)), 2)
+
+
 def _thirds(counts: np.ndarray, what: str) -> np.ndarray:
     """Names of the lower, middle and upper third."""
     low, high = np.quantile(counts, [1 / 3, 2 / 3], method="lower")
     names = np.where(counts <= low, f"up to {low:.0f} {what}", f"more than {high:.0f} {what}")
-    return np.where((counts > low) & (counts <= high), f"{low + 1:.0f} to {high:.0f} {what}", names)
+    middle = f"{low + 1:.0f} to {high:.0f} {what}" if high > low + 1 else f"{high:.0f} {what}"
+    return np.where((counts > low) & (counts <= high), middle, names)
 
 
 def _popularity(sequences: Sequences, held: Holdout, item_counts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The command `eimf compare`: run what is missing of a suite, and compare."""
 
 import argparse
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def _compare(options: argparse.Namespace) -> None:
     suite = read_suite(options.suite, options.overrides)
     planned = plan(suite, options.any_code, say)
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file has room
     _show_plan(console, planned)
     if options.dry_run:
         return
@@ -80,7 +83,7 @@ def _show_plan(console: Console, planned: "list[Planned]") -> None:
 
     table = Table(title=f"{len(planned)} runs", title_justify="left")
     for column in ("variant", "seed", "state", "folder"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for one in planned:
         state = one.state + (", other code" if one.found and one.state == FINISHED and not one.found.this_code else "")
         table.add_row(one.variant, str(one.config.seed), state, str(one.found.folder if one.found else ""))
@@ -106,7 +109,9 @@ def _show_groups(
     lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
     table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
     for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
-        table.add_column(column, justify="left" if column in ("group", "level", "variant") else "right")
+        table.add_column(
+            column, justify="left" if column in ("group", "level", "variant") else "right", overflow="fold"
+        )
     for one in lifts:
         interval = f"{one.low:+.1%} to {one.high:+.1%}"
         table.add_row(
@@ -121,7 +126,7 @@ def _show_groups(
 def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
     table = Table(title="costs of a run (means)", title_justify="left")
     names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
-    table.add_column("variant")
+    table.add_column("variant", overflow="fold")
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for variant, found in costs.items():

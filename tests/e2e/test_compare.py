@@ -1,15 +1,18 @@
 """Suites: planned, run once, continued, compared; with runs made by hand where training would only take time."""
 
 import csv
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from eimf.cli import main
-from eimf.compare import compare, compare_groups, sentences, to_latex, to_markdown, write_comparison
+from eimf.compare import compare, compare_groups, sentences, to_latex, to_markdown, to_rich, write_comparison
 from eimf.errors import ArtifactError, ConfigError
 from eimf.suite import plan, read_suite
 from tests.conftest import TINY
@@ -78,6 +81,18 @@ def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) 
     assert len(rows) == 6
     assert rows[0]["lift"] == ""  # no NaN for readers of other languages
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]["base"]["epochs"] == 3.0
+
+
+def test_a_narrow_terminal_cuts_nothing_off(runs: dict[str, dict[int, Path]]) -> None:
+    names = ("recall@20", "ndcg@20", "hr@20", "recall@50", "ndcg@50", "hr@50")
+    cell = compare("demo", runs, "base", ("recall@20",), resamples=200).cells["good_&_new"]["recall@20"]
+    long = {f"a_long_name_of_a_variant_{n}": dict.fromkeys(names, replace(cell, lift=0.123, p=0.0)) for n in range(2)}
+    found = replace(compare("demo", runs, "base", ("recall@20",), resamples=200), metrics=names, cells=long)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(to_rich(found))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("+12.3%") == 12
 
 
 def test_lifts_by_groups_of_users(runs: dict[str, dict[int, Path]]) -> None:

@@ -13,6 +13,7 @@ from eimf.data.datamodule import InteractionData
 from eimf.data.sequences import Prepared, prepare
 from eimf.data.splits import Holdout
 from eimf.errors import ArtifactError, ConfigError, LabelError
+from eimf.groups import place_of_level
 from eimf.naming import behind_words
 from eimf.recommender import Recommender
 from eimf.recommender import load as load_model
@@ -25,12 +26,6 @@ from eimf.semantics.quality import assess_items, describe
 from eimf.training import group_held_out
 
 USE = ("interest_cosine", "interests_used", "hit_share")
-LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")
-
-
-def _place(level: str) -> int:
-    """Where a level stands in its group's order; those of no name are between the lowest and the highest."""
-    return next((n for n, start in enumerate(LEVELS) if level.startswith(start)), 2)
 
 
 def describe_run(folder: Path) -> list[Section]:
@@ -65,7 +60,7 @@ def describe_run(folder: Path) -> list[Section]:
         groups.join(values.with_columns(pl.col("user_idx").cast(pl.Int32)), on="user_idx")
         .group_by("group", "level")
         .agg(pl.len().alias("users"), pl.col("value").mean(), pl.col("value").std().alias("spread"))
-        .sort("group", pl.col("level").map_elements(_place, pl.Int64))
+        .sort("group", pl.col("level").map_elements(place_of_level, pl.Int64))
     )
     sections.append(_groups(table, shown, summary[shown]))
     curve = results.get("trade_off", {}).get(part, [])
