@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from eimf.errors import LabelError
 from eimf.semantics.labels import LabelCache, LabelRequest, Record, adopt, make_record, request_key
@@ -87,9 +88,12 @@ async def run(
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
     job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, poll)
     backend.before_call = job.take_turn
+    # In a narrow terminal the counts wrap; nothing is cut off.
     columns = (
-        *(TextColumn("labels"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        TextColumn("{task.fields[state]}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[state]}", table_column=Column(overflow="fold")),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not progress or not todo) as bar:
         task = bar.add_task("labels", total=len(by_key), completed=summary.cached, state=summary.describe())

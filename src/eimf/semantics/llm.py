@@ -146,7 +146,10 @@ class OpenAIBackend:
             raise LabelError("api_key_env: must name an environment variable, such as OPENAI_API_KEY; it may be a key.")
         key = os.environ.get(api_key_env, "").strip()
         if not key and urlsplit(base_url).hostname == urlsplit(OPENAI).hostname:
-            raise LabelError(f"{api_key_env}: not set; {self._address} needs a key in this environment variable.")
+            raise LabelError(
+                f"{api_key_env}: not set; {self._address} needs a key: export {api_key_env}=..., or name a server of"
+                " your own, such as llm.base_url=http://localhost:8000/v1, which may need none."
+            )
         if not key.isascii():
             raise LabelError(f"{api_key_env}: holds characters that no key has; set it again.")
         if find_spec("openai") is None:
