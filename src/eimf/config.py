@@ -265,6 +265,8 @@ class EIMFConfig:
     """Of the softmax over their cosine similarities, which says how much of the item each of them is."""
     shuffle: bool = False
     """Control: every labelled user gets the words of another one."""
+    mix_items: bool = False
+    """Control: which of a user's items show which of his interests is dealt out at random; each keeps as many."""
     share: float = option(1.0, low=1e-6, high=1.0)
     """Share of the labels to use."""
 

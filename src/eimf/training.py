@@ -59,6 +59,7 @@ from eimf.semantics.supervision import (
     build_supervision,
     describe_items,
     match_labels,
+    mixed_items,
     names_of,
     propagate,
     shuffled,
@@ -187,6 +188,8 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         users = user_vectors(data.prepared.sequences, spans, titles)
         made = propagate(made, spans, flat, titles, users, config.eimf.propagate_least)
         say(f"  lent to {len(made) - told:,} similar users")
+    if config.eimf.mix_items:
+        made = mixed_items(made, config.seed)
     return shuffled(made, config.seed) if config.eimf.shuffle else made
 
 

@@ -22,6 +22,7 @@ from eimf.semantics.supervision import (
     build_supervision,
     describe_items,
     match_labels,
+    mixed_items,
     names_of,
     propagate,
     shuffled,
@@ -197,6 +198,18 @@ def test_shuffled_labels_are_other_peoples(tiny: Prepared) -> None:
     assert torch.equal(made.span_row, other.span_row)
     torch.testing.assert_close(made.vectors.sum(dim=(0, 1)), other.vectors.sum(dim=(0, 1)))
     assert torch.equal(shuffled(made, 0).vectors, other.vectors)
+
+
+def test_mixed_items_stay_with_their_user_and_in_number(tiny: Prepared) -> None:
+    made = supervised(tiny, split(tiny.sequences, SplitConfig(kind="loo")).train)
+    made = replace(made, items=torch.arange(len(made) * 12).reshape(len(made), 3, 4))
+    made.items[:, 2, 2:] = -1
+    mixed = mixed_items(made, 0)
+    assert not torch.equal(mixed.items, made.items)
+    assert torch.equal(mixed.items >= 0, made.items >= 0)
+    torch.testing.assert_close(mixed.items.flatten(1).sort(dim=1).values, made.items.flatten(1).sort(dim=1).values)
+    assert torch.equal(mixed_items(made, 0).items, mixed.items)
+    assert torch.equal(mixed.made_from, made.made_from)
 
 
 def test_labels_that_do_not_fit_are_counted_or_refused(tiny: Prepared) -> None:

@@ -298,6 +298,16 @@ def shuffled(supervision: Supervision, seed: int) -> Supervision:
     return replace(supervision, vectors=vectors, present=present, items=items, made_from=supervision.made_from[shift])
 
 
+def mixed_items(supervision: Supervision, seed: int) -> Supervision:
+    """The control of the assignment: every interest shows as many of the user's items, but which ones is by chance."""
+    generator = np.random.default_rng(seed)
+    items = supervision.items.numpy().copy()
+    for row in items:
+        named = row >= 0
+        row[named] = generator.permutation(row[named])
+    return replace(supervision, items=torch.from_numpy(items))
+
+
 def take_share(labels: list[Label], share: float, seed: int) -> list[Label]:
     """A seeded share of the labels; smaller shares are subsets of larger ones."""
     # A stream of its own: the seed alone would repeat the permutation that splits as many users.
