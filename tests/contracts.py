@@ -40,6 +40,16 @@ class BackboneContract:
             assert found.routing.shape == (6, count, MAX_LEN)
             assert (found.routing[self.histories()[:, None].expand_as(found.routing) == 0] == 0).all()
 
+    def test_a_loss_of_the_routing_reaches_the_parameters(self) -> None:
+        backbone = self.build()
+        if not backbone.routes:
+            return
+        routing = backbone(self.histories()).routing
+        assert routing is not None
+        (routing * torch.rand_like(routing)).sum().backward()
+        grads = [param.grad for name, param in backbone.named_parameters() if name != "item_embedding.weight"]
+        assert any(grad is not None and (grad != 0).any() for grad in grads)
+
     def test_padding_changes_nothing(self) -> None:
         backbone, history = self.build(), self.histories()
         for row, keep in ((0, 7), (3, 5), (5, 3)):

@@ -686,6 +686,16 @@ def _check_across(config: Config) -> None:
             f"loss.routing_weight: is {config.loss.routing_weight}, but backbone {config.backbone.name!r} has no "
             "item-to-interest routing to regularise; set it to 0."
         )
+    if getattr(config.backbone, "iterations", 2) < 2:
+        for key, weight in {
+            "loss.routing_weight": config.loss.routing_weight,
+            "eimf.assignment_weight": config.eimf.assignment_weight if config.eimf.enabled else 0.0,
+        }.items():
+            if weight > 0:
+                raise ConfigError(
+                    f"{key}: is {weight}, but with backbone.iterations=1 the routing is not learnt; set it to 0, or "
+                    "backbone.iterations to 2 or more."
+                )
     if config.split.validation + config.split.test >= 1:
         raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
     if any(k < 1 for k in config.eval.cutoffs):

@@ -51,6 +51,21 @@ def test_routing_by_hand() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_interests_have_no_gradient_by_way_of_the_routing() -> None:
+    """As in the authors' code; the weights themselves have one, for losses that want it."""
+    torch.manual_seed(0)
+    votes, logits, mask = torch.randn(2, 3, 5, 4, requires_grad=True), torch.zeros(2, 3, 5), torch.ones(2, 1, 5)
+    vectors, weights = route(votes, logits, mask, 3)
+    assert weights is not None
+    last_sum = squash(torch.einsum("bkl,bkld->bkd", weights.detach(), votes))
+
+    def gradient(of: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(of.square().sum(), votes, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient(vectors), gradient(last_sum))
+    assert gradient(weights).any()
+
+
 def test_shared_votes_route_as_repeated_ones() -> None:
     torch.manual_seed(0)
     votes, logits, mask = torch.randn(2, 5, 4), torch.randn(2, 3, 5), torch.ones(2, 1, 5)

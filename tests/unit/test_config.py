@@ -71,6 +71,10 @@ def test_bad_input_names_path_value_and_fix(override: str, message: str | None) 
 def test_routing_weight_needs_routing() -> None:
     with pytest.raises(ConfigError, match="no item-to-interest routing"):
         load(None, ["backbone=sasrec", "loss.routing_weight=1"])
+    for weight in ("loss.routing_weight=1", "eimf.assignment_weight=0.3"):
+        with pytest.raises(ConfigError, match=r"with backbone\.iterations=1 the routing is not learnt"):
+            load(None, ["backbone=mind", "backbone.iterations=1", "eimf.enabled=true", weight])
+    load(None, ["backbone=mind", "loss.routing_weight=1"])
 
 
 def test_sharded_tables_have_no_sparse_gradients() -> None:

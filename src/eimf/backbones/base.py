@@ -59,7 +59,7 @@ class Backbone(nn.Module):
     causal: ClassVar[bool] = False
     """Has `states`: a vector for every position that depends on earlier positions only."""
     routes: ClassVar[bool] = False
-    """`extract` returns routing weights."""
+    """`extract` returns routing weights, with a gradient."""
     trainable: ClassVar[bool] = True
     """Learns by gradient descent."""
 
@@ -129,7 +129,8 @@ def route(
     """Dynamic routing of position votes to K interest capsules (ComiRec algorithm 1; Sabour et al. 2017).
 
     The softmax runs over the interests: each position shares itself out among them. Padding is masked after it.
-    Only the last iteration passes gradients, as in the authors' code.
+    The interests have the gradient of the last sum alone, as in the authors' code. The weights have that of the last
+    agreement, for losses of the routing; without such a loss it costs nothing.
 
     Args:
         votes: what each position says for each interest; [B, L, D] where it says the same for all, which saves memory
@@ -139,10 +140,9 @@ def route(
     """
     gather, agree = ("bkl,bld->bkd", "bld,bkd->bkl") if votes.ndim == 3 else ("bkl,bkld->bkd", "bkld,bkd->bkl")
     fixed = votes.detach()
-    with torch.no_grad():
-        for _ in range(iterations - 1):
-            weights = logits.softmax(dim=1) * mask
-            interests = squash(torch.einsum(gather, weights, fixed))
-            logits = logits + torch.einsum(agree, fixed, interests)
+    for step in range(1, iterations):
+        with torch.no_grad():
+            interests = squash(torch.einsum(gather, logits.softmax(dim=1) * mask, fixed))
+        logits = logits.detach() + torch.einsum(agree, votes if step == iterations - 1 else fixed, interests)
     weights = logits.softmax(dim=1) * mask
-    return Interests(squash(torch.einsum(gather, weights, votes)), weights)
+    return Interests(squash(torch.einsum(gather, weights.detach(), votes)), weights)
