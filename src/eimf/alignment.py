@@ -91,6 +91,7 @@ def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explici
         routing: weight of each position in each interest, 0 at padding.
         shown: the explicit interest that each position shows, below `n_explicit`; -1 where none is known.
     """
+    routing = routing.float()  # small shares have the largest gradients
     known = (shown >= 0) & (routing.sum(dim=1) > 0)
     if not known.any():
         return routing.sum() * 0.0
@@ -98,7 +99,8 @@ def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explici
     explicit = F.one_hot(shown.clamp(min=0), n_explicit).to(share.dtype) * known[..., None]  # [B, L, S]
     chosen = match_interests(share @ explicit, explicit.any(dim=1))  # [B, S]
     wanted = chosen.gather(1, shown.clamp(min=0))  # [B, L]
-    return -share.gather(1, wanted[:, None])[:, 0][known].clamp(min=1e-6).log().mean()
+    likely = share.gather(1, wanted[:, None])[:, 0][known]
+    return -likely.clamp(min=torch.finfo(likely.dtype).tiny).log().mean()
 
 
 class ExplicitInterests(nn.Module):

@@ -266,7 +266,7 @@ class EIMFConfig:
     shuffle: bool = False
     """Control: every labelled user gets the words of another one."""
     mix_items: bool = False
-    """Control: which of a user's items show which of his interests is dealt out at random; each keeps as many."""
+    """Control of the assignment: which of a user's items belong together is dealt out at random, groups as large."""
     share: float = option(1.0, low=1e-6, high=1.0)
     """Share of the labels to use."""
 

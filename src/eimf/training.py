@@ -59,7 +59,7 @@ from eimf.semantics.supervision import (
     build_supervision,
     describe_items,
     match_labels,
-    mixed_items,
+    mixed_groups,
     names_of,
     propagate,
     shuffled,
@@ -189,7 +189,7 @@ def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervi
         made = propagate(made, spans, flat, titles, users, config.eimf.propagate_least)
         say(f"  lent to {len(made) - told:,} similar users")
     if config.eimf.mix_items:
-        made = mixed_items(made, config.seed)
+        made = mixed_groups(made, config.seed)
     return shuffled(made, config.seed) if config.eimf.shuffle else made
 
 

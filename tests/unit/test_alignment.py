@@ -167,6 +167,13 @@ def test_assignment_wants_one_behavioural_interest_for_each_explicit_one() -> No
     assert assign(same, shown, 2).item() > 1
     assert assign(right, torch.full((1, 5), -1), 2).item() == 0
     assert assign(torch.zeros(1, 3, 5), shown, 2).item() == 0  # padding alone
+    # The most wrong position has the largest gradient, not none.
+    logits = torch.zeros(1, 2, 2)
+    logits[0, 0, 0], logits[0, 1, 1] = 30.0, 20.0
+    logits.requires_grad_()
+    assign(logits.softmax(dim=1), torch.tensor([[0, 0]]), 1).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().amax() == pytest.approx(0.5, abs=1e-3)
     mixed.requires_grad_()
     assign(mixed.softmax(dim=-1), shown, 2).backward()
     assert mixed.grad is not None

@@ -22,7 +22,7 @@ from eimf.semantics.supervision import (
     build_supervision,
     describe_items,
     match_labels,
-    mixed_items,
+    mixed_groups,
     names_of,
     propagate,
     shuffled,
@@ -200,16 +200,28 @@ def test_shuffled_labels_are_other_peoples(tiny: Prepared) -> None:
     assert torch.equal(shuffled(made, 0).vectors, other.vectors)
 
 
-def test_mixed_items_stay_with_their_user_and_in_number(tiny: Prepared) -> None:
+def test_mixed_groups_stay_with_their_user_and_in_number(tiny: Prepared) -> None:
     made = supervised(tiny, split(tiny.sequences, SplitConfig(kind="loo")).train)
-    made = replace(made, items=torch.arange(len(made) * 12).reshape(len(made), 3, 4))
-    made.items[:, 2, 2:] = -1
-    mixed = mixed_items(made, 0)
-    assert not torch.equal(mixed.items, made.items)
-    assert torch.equal(mixed.items >= 0, made.items >= 0)
-    torch.testing.assert_close(mixed.items.flatten(1).sort(dim=1).values, made.items.flatten(1).sort(dim=1).values)
-    assert torch.equal(mixed_items(made, 0).items, mixed.items)
-    assert torch.equal(mixed.made_from, made.made_from)
+    made = replace(made, groups=torch.arange(len(made) * 12).reshape(len(made), 3, 4))
+    made.groups[:, 2, 2:] = -1
+    mixed = mixed_groups(made, 0)
+    assert not torch.equal(mixed.groups, made.groups)
+    assert torch.equal(mixed.groups >= 0, made.groups >= 0)
+    torch.testing.assert_close(mixed.groups.flatten(1).sort(dim=1).values, made.groups.flatten(1).sort(dim=1).values)
+    assert torch.equal(mixed_groups(made, 0).groups, mixed.groups)
+    # What prediction and alignment may use is as it was.
+    assert mixed.items is made.items
+    assert mixed.made_from is made.made_from
+
+
+def test_controls_supervise_as_many_positions(tiny: Prepared) -> None:
+    """The words of others, or items dealt out at random, must not come with fewer positions or groups."""
+    made = supervised(tiny, split(tiny.sequences, SplitConfig(kind="loo")).train)
+    row, target = torch.arange(len(made)), made.seen_end
+    known, others = (one.shown_by(row, target, 10) for one in (made, shuffled(mixed_groups(made, 0), 0)))
+    assert (known >= 0).any()
+    assert torch.equal(known >= 0, others >= 0)
+    assert torch.equal(shuffled(made, 0).shown_by(row, target, 10), known)
 
 
 def test_labels_that_do_not_fit_are_counted_or_refused(tiny: Prepared) -> None:

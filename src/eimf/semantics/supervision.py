@@ -136,6 +136,8 @@ class Supervision:
     present: Bool[Tensor, "N S"]
     items: Int[Tensor, "N S M"]
     """Flat positions of the items that show each interest; -1 where there is none."""
+    groups: Int[Tensor, "N G M"]
+    """Flat positions of the items that belong together, for the assignment: `items`, but for its control."""
     made_from: Int[Tensor, "N S M"]
     """Item numbers that the LLM named for each interest; 0 where there is none."""
     seen_end: Int[Tensor, " N"]
@@ -180,11 +182,11 @@ class Supervision:
         return allowed
 
     def shown_by(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], length: int) -> Int[Tensor, "B L"]:
-        """The interest that each of the last `length` positions before the target shows; -1 where none is known."""
+        """The group that each of the last `length` positions before the target is in; -1 where none is known."""
         position = target[:, None] + torch.arange(-length, 0, device=target.device)  # [B, L]
-        items = self.items[row]  # [B, S, M]
-        same = (items[:, None] == position[:, :, None, None]) & (items[:, None] >= 0)  # [B, L, S, M]
-        shows = same.any(dim=3) & self.present[row][:, None]
+        groups = self.groups[row]  # [B, G, M]
+        same = (groups[:, None] == position[:, :, None, None]) & (groups[:, None] >= 0)  # [B, L, G, M]
+        shows = same.any(dim=3)
         return torch.where(shows.any(dim=2), shows.int().argmax(dim=2), NOWHERE)
 
 
@@ -214,6 +216,7 @@ def build_supervision(
         vectors=torch.from_numpy(vectors),
         present=torch.from_numpy(present),
         items=torch.from_numpy(items),
+        groups=torch.from_numpy(items),
         made_from=torch.from_numpy(np.where(items >= 0, flat_items[items], 0).astype(np.int64)),
         seen_end=torch.from_numpy(seen_end),
         span_row=torch.tensor([row for row, *_ in matched.rows]),
@@ -263,6 +266,7 @@ def propagate(
         vectors=vectors,
         present=present,
         items=torch.from_numpy(items),
+        groups=torch.from_numpy(items),
         made_from=told.made_from[lender],
         seen_end=torch.zeros(len(borrowers), dtype=torch.int64),
         span_row=torch.from_numpy(borrowers),
@@ -279,13 +283,14 @@ def _join(first: Supervision, second: Supervision) -> Supervision:
         return torch.nn.functional.pad(value, (0, width - value.shape[-1]), value=fill)
 
     width = max(first.items.shape[-1], second.items.shape[-1])
-    joined = {name: (value, getattr(second, name)) for name, value in vars(first).items()}
-    joined["items"] = (pad(first.items, width, NOWHERE), pad(second.items, width, NOWHERE))
+    joined = {name: [value, getattr(second, name)] for name, value in vars(first).items()}
+    for name in ("items", "groups"):
+        joined[name] = [pad(value, width, NOWHERE) for value in joined[name]]
     return Supervision(**{name: torch.cat(pair) for name, pair in joined.items()})
 
 
 def shuffled(supervision: Supervision, seed: int) -> Supervision:
-    """The control: every user keeps his items and positions, and gets the words of another one."""
+    """The control: every user keeps his items, positions and groups, and gets the words of another one."""
     order = np.random.default_rng(seed).permutation(len(supervision))
     donor = np.empty_like(order)
     donor[order] = np.roll(order, 1)  # a cycle through a random order: nobody keeps his own
@@ -298,14 +303,14 @@ def shuffled(supervision: Supervision, seed: int) -> Supervision:
     return replace(supervision, vectors=vectors, present=present, items=items, made_from=supervision.made_from[shift])
 
 
-def mixed_items(supervision: Supervision, seed: int) -> Supervision:
-    """The control of the assignment: every interest shows as many of the user's items, but which ones is by chance."""
+def mixed_groups(supervision: Supervision, seed: int) -> Supervision:
+    """The control of the assignment: as many of the user's items belong together, but which ones is by chance."""
     generator = np.random.default_rng(seed)
-    items = supervision.items.numpy().copy()
-    for row in items:
+    groups = supervision.groups.numpy().copy()
+    for row in groups:
         named = row >= 0
         row[named] = generator.permutation(row[named])
-    return replace(supervision, items=torch.from_numpy(items))
+    return replace(supervision, groups=torch.from_numpy(groups))
 
 
 def take_share(labels: list[Label], share: float, seed: int) -> list[Label]:
