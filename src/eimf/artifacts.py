@@ -149,6 +149,38 @@ def write_text_atomic(path: Path, text: str) -> None:
         work.unlink(missing_ok=True)
 
 
+@contextmanager
+def lock(path: Path, held: str) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process, whatever ends it.
+
+    Args:
+        path: a file that exists; it is not changed.
+        held: what to say when another process holds it.
+
+    Raises:
+        ArtifactError: another process holds it.
+    """
+    with path.open("rb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(f"{path.parent}: {held}") from None
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a file's lock."""
+    try:
+        with lock(path, ""):
+            return False
+    except ArtifactError:
+        return True
+
+
 def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, in the manner of `write_text_atomic`."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -108,6 +108,11 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
     from eimf.data.splits import split
     from eimf.semantics.typical import ask_about
 
+    if not (prepared.items["title"].str.strip_chars() != "").any():
+        raise LabelError(
+            f"{config.dataset.name}: none of its items has a title, so an LLM would be paid for nothing; give an items "
+            "table with a column title (dataset.items)."
+        )
     spans = split(prepared.sequences, config.split).train
     (chosen,) = _choose(config, prepared, (config.typical.budget_of(len(spans.user_idx)),))
     print(
@@ -148,7 +153,7 @@ def _unanswered(config: "Config", requests: "list[LabelRequest]", again: "Set[st
     from eimf.semantics.labels import LabelCache, request_key
 
     model = Path(config.llm.gguf).stem or config.llm.model
-    if not model or not config.label_cache.is_file():
+    if not model or not config.label_cache.is_file() or config.label_cache.stat().st_size == 0:
         return requests
     keys = [request_key(one.prompt, model, _parameters(config)) for one in requests]
     with LabelCache(config.label_cache, read_only=True) as cache:
@@ -215,11 +220,15 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
 
 
 def _export(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.semantics.labelling import AGAIN
     from eimf.semantics.labels import LabelCache
     from eimf.semantics.llm import export_batch
 
     if options.batch:
-        requests = _questions(config, _prepared(config))
+        _model(config)
+        requests = _unanswered(config, _questions(config, _prepared(config)), AGAIN)
+        if not requests:
+            raise LabelError(f"{config.label_cache}: has a reply to every question; there is nothing to export.")
         count = export_batch(options.to, requests, model=_model(config), params=_parameters(config))
     else:
         with LabelCache(_existing(config), read_only=True) as cache:
@@ -258,7 +267,7 @@ def _is_batch(path: Path) -> bool:
 
 def _existing(config: "Config") -> Path:
     path = config.label_cache
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size == 0:
         raise LabelError(f"{path}: no labels yet; make some with eimf label run, or read some with eimf label import.")
     return path
 
@@ -299,11 +308,11 @@ def _show(options: argparse.Namespace, config: "Config") -> None:
 
 
 def _check(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.semantics.labels import LabelCache
+    from eimf.semantics.labels import LabelCache, newest_labels
     from eimf.semantics.quality import assess_items, describe
 
     with LabelCache(_existing(config), read_only=True) as cache:
-        labels, counts = cache.labels(), cache.counts()
+        labels, counts = newest_labels(cache.labels()), cache.counts()
     if not labels:
         raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")
     prepared = _prepared(config)

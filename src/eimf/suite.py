@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eimf.artifacts import write_text_atomic
+from eimf.artifacts import is_locked, write_text_atomic
 from eimf.config import Config, find_experiment, load, load_for, merge, named, read_yaml, to_yaml
 from eimf.data.sequences import Prepared, prepare
 from eimf.errors import ArtifactError, ConfigError
@@ -22,7 +22,7 @@ from eimf.run_folder import LAST, RESULTS, RUN, read_run
 
 Say = Callable[[str], None]
 KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
-FINISHED, RESUMABLE, MISSING = "finished", "interrupted", "missing"
+FINISHED, RUNNING, RESUMABLE, MISSING = "finished", "running", "interrupted", "missing"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     this_code: bool
     """Whether the code as it is now made it."""
     state: str
-    """`finished` or `interrupted`."""
+    """`finished`, `interrupted`, or `running` in another process of this machine."""
     time: float
     """When it began, in unix seconds."""
 
@@ -74,7 +74,7 @@ class Planned:
 
     @property
     def state(self) -> str:
-        """`finished`, `interrupted` or `missing`."""
+        """`finished`, `interrupted`, `running` or `missing`."""
         return self.found.state if self.found else MISSING
 
     @property
@@ -193,9 +193,12 @@ def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned
                 labels[config.label_source] = label_digest(config)
             digest = labels[config.label_source] if config.eimf.enabled else ""
             key = run_key(config, prepared.digest, digest)
-            found = [one for one in runs if one.key == key and (any_code or one.this_code)]
-            # A finished run before an interrupted one, this code's before another's, the newest first.
-            best = max(found, key=lambda one: (one.state == FINISHED, one.this_code, one.time), default=None)
+            # Only this code continues a run: the last digits of two codes do not belong in one.
+            usable = [one for one in runs if one.this_code or (any_code and one.state == FINISHED)]
+            found = [one for one in usable if one.key == key]
+            # A finished run before a running or interrupted one, this code's before another's, the newest first.
+            order = (RESUMABLE, RUNNING, FINISHED)
+            best = max(found, key=lambda one: (order.index(one.state), one.this_code, one.time), default=None)
             planned.append(Planned(variant, config, best))
     return planned
 
@@ -213,7 +216,7 @@ def find_runs(root: Path) -> list[Found]:
             made_here = said["code"] == code_digest()
             # An older run does not know today's newer settings: it has them at their defaults.
             key = said["key"] if made_here else _key_today(folder, said)
-            state = FINISHED if finished else RESUMABLE
+            state = FINISHED if finished else RUNNING if is_locked(folder / "config.yaml") else RESUMABLE
             runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or half written: then the run is made again
@@ -229,7 +232,7 @@ def _key_today(folder: Path, said: Mapping[str, Any]) -> str:
 
 def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> list[str]:
     """Make the runs that are not finished, each in a process of its own; returns the titles of those that failed."""
-    left = [one for one in planned if one.state != FINISHED]
+    left = [one for one in planned if one.state not in (FINISHED, RUNNING)]
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     failed, spent = [], []

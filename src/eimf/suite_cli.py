@@ -31,7 +31,7 @@ def add_compare_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", action="store_true", help="also lifts by history length, popularity, nearness to labelled users"
     )
-    parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th missing run only, from the i-th")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th run only, from the i-th")
     parser.set_defaults(run=_compare)
 
 
@@ -51,8 +51,7 @@ def _compare(options: argparse.Namespace) -> None:
         return
     failed: list[str] = []
     if not options.no_run:
-        left = [one for one in planned if one.state != FINISHED]
-        failed = run_suite(left[index - 1 :: shards], suite.folder, say)
+        failed = run_suite(planned[index - 1 :: shards], suite.folder, say)
         planned = plan(suite, options.any_code, say)
     runs = finished_runs(suite, planned)
     found = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)

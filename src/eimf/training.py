@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from eimf import __version__
 from eimf.alignment import ExplicitInterests
-from eimf.artifacts import write_json_atomic, write_text_atomic
+from eimf.artifacts import lock, write_json_atomic, write_text_atomic
 from eimf.backbones import BACKBONES, Backbone
 from eimf.callbacks import Curves, EpochSeed, Evaluation, LearningRate, Progress, RetrievalEval, read_curves
 from eimf.config import Config, TrainerConfig, from_dict, load, to_dict, to_yaml
@@ -108,8 +108,20 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
         prepared.items.write_parquet(folder / "items.parquet")
-    if is_first_process():
+    if not is_first_process():
+        return _train_in(folder, config, prepared, labels, resume is not None, say)
+    with lock(folder / "config.yaml", "another process trains this run; wait for it or end it."):
         remove_index(folder)
+        return _train_in(folder, config, prepared, labels, resume is not None, say)
+
+
+def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, resume: bool, say: Say) -> Run:
+    """Train and evaluate in a run folder that is made.
+
+    Args:
+        labels: their digest.
+        resume: continue from the last checkpoint.
+    """
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
     report_users(data, say)

@@ -6,7 +6,6 @@ from these files and from the runs' checkpoints.
 
 import contextlib
 import csv
-import fcntl
 import json
 import math
 import os
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from eimf.artifacts import sha256_json, write_json_atomic
+from eimf.artifacts import lock, sha256_json, write_json_atomic
 from eimf.callbacks import read_curves
-from eimf.errors import ArtifactError, ConfigError
+from eimf.errors import ConfigError
 from eimf.sweep import Parameter, Sweep, arguments_of
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
@@ -122,11 +121,8 @@ class LocalSweep:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ArtifactError(f"{self.folder}: another process runs this sweep; wait for it or end it.") from None
+        (self.folder / ".lock").touch()
+        with lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it."):
             yield
 
     def _start(self, number: int, goal: int, workers: int) -> _Active:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from eimf.artifacts import lock
 from eimf.cli import main
 from eimf.compare import compare, compare_groups, sentences, to_latex, to_markdown, to_rich, write_comparison
 from eimf.errors import ArtifactError, ConfigError
@@ -150,6 +151,14 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     assert main([*command, "seeds=[0]"]) == 0
     assert "[1/1] two, seed 0" in capsys.readouterr().out
     assert not (folder / "two-seed0" / "version_1").exists()
+    # A run that another process trains is left to it.
+    found = folder / "two-seed0" / "version_0"
+    (found / "results.json").rename(tmp_path / "results.json")
+    with lock(found / "config.yaml", "taken"):
+        assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "two, seed 0"} == {"running"}
+        assert main([*command, "seeds=[0]"]) == 0
+        assert "1 of 2 runs are not finished" in capsys.readouterr().out
+    (tmp_path / "results.json").rename(found / "results.json")
     # Other code: not used unless asked for.
     run = folder / "one-seed0" / "version_0" / "run.json"
     # Its key was made of fewer settings than there are today, and so was its file of settings.
@@ -158,6 +167,9 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     settings_file.write_text(settings_file.read_text().replace("  frozen_items: false\n", ""))
     assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "one, seed 0"} == {"missing"}
     assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"finished"}
+    run.with_name("results.json").rename(tmp_path / "results.json")  # it is never continued, or it were of two codes
+    assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"missing"}
+    (tmp_path / "results.json").rename(run.with_name("results.json"))
     assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0
     out = capsys.readouterr().out
     assert "other code" in out
@@ -204,6 +216,21 @@ def test_the_ready_suites_load() -> None:
             suite = read_suite(path, [f"dataset={dataset}"])
             assert len(suite.seeds) >= 3
             assert suite.question
+
+
+def test_shards_never_meet(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is finished when a machine begins, each run is of one shard."""
+    (tmp_path / "pair.yaml").write_text(SUITE)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        "eimf.suite.run_suite", lambda planned, *_: asked.append([one.title for one in planned]) or ["none made"]
+    )
+    settings = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path / 'logs'}"]
+    for shard in ("1/2", "2/2"):
+        assert (
+            main(["compare", str(tmp_path / "pair.yaml"), *settings, "--shard", shard]) == 2
+        )  # nothing to compare yet
+    assert asked == [["one, seed 0", "one, seed 1"], ["two, seed 0", "two, seed 1"]]
 
 
 def test_a_wrong_shard_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

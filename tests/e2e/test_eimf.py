@@ -245,6 +245,9 @@ def test_labelling_from_the_command_line(
     take = ["label", "import", *common, "--from", str(tmp_path / "out.jsonl")]
     assert main([*take, "llm.model=another"]) == 0
     assert "5 ok" in capsys.readouterr().out
+    again = ["label", "export", "--batch", "--to", str(tmp_path / "in.jsonl"), *common, "llm.model=another"]
+    assert main(again) == 2
+    assert "has a reply to every question" in capsys.readouterr().err
     assert main([*take, "llm.model=other"]) == 2
     assert "no line belongs to these requests" in capsys.readouterr().err
 

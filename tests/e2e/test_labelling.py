@@ -194,6 +194,35 @@ def test_retries_count_for_the_rate_limit(tmp_path: Path) -> None:
         assert len(server.bodies) == 4
 
 
+def test_after_a_wait_the_rate_limit_holds_again(tmp_path: Path) -> None:
+    busy = failure(429, headers=(("Retry-After", "0.6"),))
+    with serve(lambda number, _: busy if number == 0 else completion(GOOD)) as server:
+        assert label(tmp_path / "c.db", server.url, 5, rate_per_minute=600, concurrency=5).ok == 5
+        after = [moment for moment in server.times if moment > server.times[0] + 0.6]
+        assert len(after) >= 4
+        assert after[-1] - after[0] >= 0.1 * (len(after) - 1) - 0.05  # not all at once
+
+
+def test_a_server_that_answers_nobody_is_given_up(tmp_path: Path) -> None:
+    with serve(sequence(failure(500))) as server:
+        with pytest.raises(LabelError, match=r"status 500.* None of 4 prompts was answered\. Stopped"):
+            label(tmp_path / "c.db", server.url, 50, concurrency=2, give_up_after=4)
+        assert len(server.bodies) <= 12
+    assert counts(tmp_path / "c.db")["failed"] <= 6
+    with serve(lambda number, _: completion(GOOD) if number == 0 else failure(500)) as server:
+        made = label(tmp_path / "d.db", server.url, 8, concurrency=1, give_up_after=4)
+    assert (made.ok, made.failed) == (1, 7)
+
+
+def test_what_is_under_way_when_the_run_must_stop_is_kept(tmp_path: Path) -> None:
+    slow, quota = completion(GOOD)._replace(delay=0.4), failure(402, "pay")
+    with serve(lambda number, _: quota if number == 3 else slow) as server:
+        with pytest.raises(LabelError, match="quota is used up"):
+            label(tmp_path / "c.db", server.url, 50, concurrency=4)
+        assert len(server.bodies) == 4
+    assert counts(tmp_path / "c.db")["ok"] == 3
+
+
 def test_users_with_the_same_titles_share_a_call(tmp_path: Path) -> None:
     path, twins = tmp_path / "c.db", [requests(1)[0]._replace(user_id=user, history=(user, "x")) for user in "abc"]
     with serve(sequence(completion(GOOD))) as server, LabelCache(path) as cache:

@@ -298,6 +298,17 @@ def test_user_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capsys:
         assert captured.err.count("\n") == 1, captured.err
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(run: Run) -> None:
+    held = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", held, str(run.folder / "config.yaml")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ArtifactError, match="another process trains this run; wait for it or end it"):
+            train(eimf.load(run.folder).config, run.folder, quiet)
+        other.kill()
+
+
 def test_checkpoints_hold_no_code_and_know_their_origin(run: Run) -> None:
     for name in ("best", "last"):
         checkpoint = torch.load(run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)

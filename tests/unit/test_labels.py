@@ -15,7 +15,17 @@ import pytest
 
 from eimf.errors import ArtifactError, LabelError
 from eimf.semantics import labels as module
-from eimf.semantics.labels import Interest, Label, LabelCache, LabelRequest, Record, make_record, read_labels
+from eimf.semantics.labels import (
+    Interest,
+    Label,
+    LabelCache,
+    LabelRequest,
+    Record,
+    has_label,
+    make_record,
+    newest_labels,
+    read_labels,
+)
 from eimf.semantics.prompts import build_prompt
 
 PARAMS = {"temperature": 0.0}
@@ -252,6 +262,20 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path, monkeypatch
         cache.put(record("u"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert len(read_labels(tmp_path / "c.db")) == 1
+    # Nor is what lies beside the file, since its writer is at work or died, left out.
+    with LabelCache(tmp_path / "c.db") as cache:
+        cache.put(record("another"))
+        assert len(read_labels(tmp_path / "c.db")) == 2
+
+
+def test_an_empty_file_is_no_label(tmp_path: Path) -> None:
+    """A full disk leaves one; it must not hide the labels that come with a data set."""
+    (tmp_path / "c.db").touch()
+    assert not has_label(tmp_path / "c.db")
+    with LabelCache(tmp_path / "c.db") as cache:
+        assert not has_label(tmp_path / "c.db")
+        cache.put(record("u"))
+        assert has_label(tmp_path / "c.db")
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
@@ -267,9 +291,10 @@ def test_export_and_import(tmp_path: Path) -> None:
     newer = replace(old, key="x", interests=(Interest("now creams", (1,)),), created_at=old.created_at + 1)
     with LabelCache(tmp_path / "c.db") as cache:
         cache.put(newer, old, record("u2"), record("u3", "{}"))
-        assert cache.export_jsonl(tmp_path / "out.jsonl") == 2
-        assert cache.import_jsonl(tmp_path / "out.jsonl").repeated == 2
+        assert cache.export_jsonl(tmp_path / "out.jsonl") == 3
+        assert cache.import_jsonl(tmp_path / "out.jsonl").repeated == 3
         labels = cache.labels()
+    assert [label.user_id for label in newest_labels(labels)] == ["u2", "u1"]
     assert {label.user_id: label.interests[0].name for label in labels} == {
         "u1": "now creams",
         "u2": "soaps and creams",
@@ -283,8 +308,8 @@ def test_export_and_import(tmp_path: Path) -> None:
         "prompt_version": "v1",
     }
     with LabelCache(tmp_path / "d.db") as cache:
-        assert cache.import_jsonl(tmp_path / "out.jsonl").imported == 2
-        assert cache.import_jsonl(tmp_path / "out.jsonl").repeated == 2
+        assert cache.import_jsonl(tmp_path / "out.jsonl").imported == 3
+        assert cache.import_jsonl(tmp_path / "out.jsonl").repeated == 3
         assert cache.labels() == labels
         with pytest.raises(ArtifactError, match="could not be written"):
             cache.export_jsonl(tmp_path / "none" / "out.jsonl")
@@ -339,7 +364,9 @@ def test_reading_labels(tmp_path: Path) -> None:
     path.write_text(
         "\n".join([line("u1"), "broken", line("u2"), line("u1", interests=[{"name": "new", "items": [2]}])])
     )
-    assert [(one.user_id, one.interests[0].name) for one in read_labels(path)] == [("u2", "soaps"), ("u1", "new")]
+    labels = read_labels(path)
+    assert len(labels) == 3
+    assert [(one.user_id, one.interests[0].name) for one in newest_labels(labels)] == [("u2", "soaps"), ("u1", "new")]
     path.write_text("broken")
     with pytest.raises(LabelError, match="no usable label"):
         read_labels(path)

@@ -80,9 +80,10 @@ def test_a_draft_is_no_reply(text: str) -> None:
 def test_what_is_mended() -> None:
     parsed = parse_reply(reply(("a\x00\n b", [1, 1, "2", 9, 0, -1, True, None, 1.0]), ("c", [7]), ("A B", [3])), 3)
     assert parsed.status == "ok"
-    assert parsed.interests == (Interest("a b", (1, 2)),)
+    # A repeated interest is one, made from the items of both: it must not predict any of them.
+    assert parsed.interests == (Interest("a b", (1, 2, 3)),)
     assert "out of range" in parsed.reason
-    assert "repeated" in parsed.reason
+    assert "repeated interest merged" in parsed.reason
 
 
 def test_another_language_is_as_good() -> None:

@@ -228,10 +228,15 @@ def test_labels_that_do_not_fit_are_counted_or_refused(tiny: Prepared) -> None:
     spans = split(tiny.sequences, SplitConfig(kind="loo")).train
     good = labels_of(tiny)[0]
     stranger = good._replace(user_id="nobody")
-    foreign = good._replace(history=(*good.history, "no such item"))
+    foreign = labels_of(tiny)[1]._replace(history=("no such item",))
     found = match_labels([good, stranger, foreign], tiny, spans)
     assert len(found.rows) == 1
     assert found.dropped == {"unknown user": 1, "history not in the training slice": 1}
+    # A cache that has labelled the users for another split too: the newest label that fits counts.
+    newer = good._replace(model="newer")
+    found = match_labels([good, newer, good._replace(history=(*good.history, "no such item"))], tiny, spans)
+    assert [label.model for _, _, label, _ in found.rows] == ["newer"]
+    assert found.dropped == {}
     with pytest.raises(LabelError, match=r"none of 1 fits the training users .*1 unknown user"):
         match_labels([stranger], tiny, spans)
 

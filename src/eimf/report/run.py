@@ -21,7 +21,7 @@ from eimf.recovery import attended, recovery
 from eimf.report.figures import intervals, lines, points
 from eimf.report.page import Section, number
 from eimf.run_folder import read_results
-from eimf.semantics.labels import LabelCache, is_cache, read_labels
+from eimf.semantics.labels import LabelCache, is_cache, newest_labels, read_labels
 from eimf.semantics.quality import assess_items, describe
 from eimf.training import group_held_out
 
@@ -101,7 +101,7 @@ def _label_quality(config: Config, prepared: Prepared) -> list[Section]:
         return []
     source = config.label_source
     try:
-        labels = read_labels(source)
+        labels = newest_labels(read_labels(source))
         found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
     except (LabelError, ConfigError):  # gone since, as the labels' users or the encoder may be
         return []
@@ -211,7 +211,7 @@ def _told(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
     if not config.eimf.enabled:
         return []
     try:
-        labels = read_labels(config.label_source)
+        labels = newest_labels(read_labels(config.label_source))
     except LabelError:
         return []
     found: list[tuple[np.ndarray, str]] = []

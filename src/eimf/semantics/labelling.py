@@ -1,6 +1,7 @@
 """Asking an LLM for the interests of many users: at once, within limits, to be stopped and continued at will."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ async def run(
     progress: bool = True,
     again: AbstractSet[str] = AGAIN,
     abort_after: int = 3,
+    give_up_after: int = 10,
     poll: float = 0.5,
 ) -> Summary:
     """Label all users whose prompts the cache has not answered yet.
@@ -74,10 +76,12 @@ async def run(
         progress: show a progress line on standard error.
         again: statuses of earlier records to ask again.
         abort_after: consecutive prompts for which the endpoint could not be reached at all.
+        give_up_after: prompts that failed, for whatever reason, before a single one was answered.
         poll: seconds between looks at what other processes are asking.
 
     Raises:
-        LabelError: no prompt can be answered: wrong key, unreachable endpoint, full disk.
+        LabelError: no prompt can be answered: wrong key, unreachable endpoint, full disk. Calls that are under way then
+            are waited for and kept, since they are paid for.
     """
     by_key: dict[str, list[LabelRequest]] = {}
     for request in requests:
@@ -86,7 +90,7 @@ async def run(
     todo = cache.pending(by_key, again)
     summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
-    job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, poll)
+    job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, give_up_after, poll)
     backend.before_call = job.take_turn
     # In a narrow terminal the counts wrap; nothing is cut off.
     columns = (
@@ -102,6 +106,8 @@ async def run(
         heart = asyncio.create_task(job.keep_claims())
         try:
             await asyncio.gather(*workers)
+            if job.fatal is not None:
+                raise job.fatal
         finally:
             for one in (*workers, heart):
                 one.cancel()
@@ -134,6 +140,7 @@ class _Job:
         rate_per_minute: float,
         again: AbstractSet[str],
         abort_after: int,
+        give_up_after: int,
         poll: float,
     ) -> None:
         self.by_key = by_key
@@ -144,16 +151,20 @@ class _Job:
         self.gap = 60.0 / rate_per_minute if rate_per_minute > 0 else 0.0
         self.again = again
         self.abort_after = abort_after
+        self.give_up_after = give_up_after
         self.poll = poll
         self.open = len(todo)
         self.show = lambda: None
+        self.fatal: LabelError | None = None
+        """Why nobody should ask any more."""
         self._next_start = 0.0
         self._unreachable = 0
+        self._answered = False
         self._busy: set[str] = set()
 
     async def work(self) -> None:
-        """Answer prompts until none is left."""
-        while self.todo:
+        """Answer prompts until none is left, or none can be answered."""
+        while self.todo and self.fatal is None:
             key = self.todo.popleft()
             state = self.cache.claim(key, self.again)
             if state == "busy":
@@ -164,7 +175,11 @@ class _Job:
                 continue
             self._busy.discard(key)
             if state == "mine":
-                await self._answer(key)
+                try:
+                    await self._answer(key)
+                except LabelError as error:
+                    self.fatal = self.fatal or error
+                    return
             else:
                 self.summary.elsewhere += 1
                 _adopt_cached(self.by_key, {key}, self.cache)
@@ -181,13 +196,15 @@ class _Job:
                 raise
             self._unreachable = self._unreachable + 1 if isinstance(error, EndpointError) else 0
             record = self._failed(first, str(error), started)
-            if self._unreachable >= self.abort_after:
+            in_vain = not self._answered and self.summary.failed + 1 >= self.give_up_after
+            if self._unreachable >= self.abort_after or in_vain:
                 self.cache.put(record)
-                raise LabelError(f"{error} Stopped; finished labels are kept.") from None
+                none = f" None of {self.summary.failed + 1} prompts was answered." if in_vain else ""
+                raise LabelError(f"{error}{none} Stopped; finished labels are kept.") from None
         except Exception as error:  # whatever a backend does, it costs one user and not the run
             record = self._failed(first, f"unexpected {type(error).__name__}", started)
         else:
-            self._unreachable = 0
+            self._unreachable, self._answered = 0, True
             record = record_of(first, self.backend, reply, time.monotonic() - started)
         self.cache.put(record, *(adopt(record, request) for request in others))
         self.summary.add(record)
@@ -197,7 +214,13 @@ class _Job:
         return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
 
     async def take_turn(self) -> None:
-        """Wait until the rate limit allows another call."""
+        """Wait until the rate limit allows another call.
+
+        Raises:
+            LabelError: no other call is wanted.
+        """
+        if self.fatal is not None:
+            raise self.fatal
         now = time.monotonic()
         self._next_start = max(self._next_start, now)
         wait = self._next_start - now
@@ -209,7 +232,8 @@ class _Job:
         """Renew the claims of calls that take longer than the lease."""
         while True:
             await asyncio.sleep(self.cache.lease / 4)
-            self.cache.renew()
+            with contextlib.suppress(LabelError):  # a busy or full disk now; the next time may be in time still
+                self.cache.renew()
 
 
 def preview(

@@ -218,9 +218,11 @@ class LabelCache:
     def _connect(self, read_only: bool) -> sqlite3.Connection:
         address = self.path.absolute().as_uri()
         if read_only:
-            # WAL needs a writable folder even to read; where there is none, nobody else can be writing either.
-            writable = os.access(self.path.parent, os.W_OK)
-            address += "?mode=ro" if writable else "?mode=ro&immutable=1"
+            # WAL needs a writable folder even to read, but not where somebody has it open, or had when he died: then
+            # the newest replies are in a file beside it, which `immutable` would not look at.
+            beside = self.path.with_name(f"{self.path.name}-wal")
+            alone = not os.access(self.path.parent, os.W_OK) and not (beside.is_file() and beside.stat().st_size)
+            address += "?mode=ro&immutable=1" if alone else "?mode=ro"
         return sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)
 
     def _prepare(self, read_only: bool) -> None:
@@ -373,15 +375,11 @@ class LabelCache:
                 self._db.execute("DELETE FROM claims WHERE owner = ? AND key = ?", (self._me[3], key))
 
     def labels(self) -> list[Label]:
-        """The newest `ok` label of every user, in the order of their making."""
-        newest: dict[str, Label] = {}
-        for record in self.records("ok"):
-            newest.pop(record.user_id, None)
-            newest[record.user_id] = _label(record)
-        return list(newest.values())
+        """All `ok` labels, oldest first. A user has several after labelling for two splits, or by two models."""
+        return [_label(record) for record in self.records("ok")]
 
     def export_jsonl(self, path: str | os.PathLike[str]) -> int:
-        """Write the newest label of every user as JSON lines; returns their number.
+        """Write all labels as JSON lines, oldest first; returns their number.
 
         Raises:
             ArtifactError: the file cannot be written; an older one stays as it is.
@@ -466,15 +464,17 @@ class LabelCache:
 
 
 def has_label(path: Path) -> bool:
-    """Whether there is a label cache with a valid label, or another file."""
-    if not path.exists() or not is_cache(path):
-        return path.exists()
+    """Whether there is a label cache with a valid label, or another file that is not empty."""
+    if not path.exists() or path.stat().st_size == 0:  # a full disk leaves empty files
+        return False
+    if not is_cache(path):
+        return True
     with LabelCache(path, read_only=True) as cache:
         return cache.counts().get("ok", 0) > 0
 
 
 def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> list[Label]:
-    """Labels of a cache or of JSON lines: one a user, the newest.
+    """Labels of a cache or of JSON lines, oldest first. A user may have several, see `newest_labels`.
 
     Args:
         say: told of lines that are no labels and were left out.
@@ -489,7 +489,7 @@ def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None 
         if not labels:
             raise LabelError(f"{path}: holds no valid label yet; make or import some.")
         return labels
-    newest: dict[str, Label] = {}
+    labels: list[Label] = []
     example, broken = "", 0
     for number, line in _read_lines(path):
         try:
@@ -498,12 +498,20 @@ def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None 
             example = example or f" (line {number}: {error})"
             broken += 1
             continue
-        newest.pop(label.user_id, None)
-        newest[label.user_id] = label
-    if not newest:
+        labels.append(label)
+    if not labels:
         raise LabelError(f"{path}: holds no usable label{example}; it must be a label cache or JSON lines.")
     if broken and say is not None:
         say(f"{path}: {broken} lines are no labels and were left out{example}")
+    return labels
+
+
+def newest_labels(labels: Iterable[Label]) -> list[Label]:
+    """The newest label of every user, of labels that come oldest first."""
+    newest: dict[str, Label] = {}
+    for label in labels:
+        newest.pop(label.user_id, None)
+        newest[label.user_id] = label
     return list(newest.values())
 
 

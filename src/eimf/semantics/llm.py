@@ -150,7 +150,7 @@ class OpenAIBackend:
                 f"{api_key_env}: not set; {self._address} needs a key: export {api_key_env}=..., or name a server of"
                 " your own, such as llm.base_url=http://localhost:8000/v1, which may need none."
             )
-        if not key.isascii():
+        if not (key.isascii() and key.isprintable()):
             raise LabelError(f"{api_key_env}: holds characters that no key has; set it again.")
         if find_spec("openai") is None:
             raise LabelError("The package openai is missing; install it with: pip install 'eimf[llm]'")
@@ -171,8 +171,11 @@ class OpenAIBackend:
         form, problem, unreachable = self._form, "", 0
         attempt = 0
         while attempt < self.attempts:
-            await self.before_call()
-            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+            while True:  # the rate limit last, or all calls that were told to wait would start at once
+                await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+                await self.before_call()
+                if time.monotonic() >= self._not_before:
+                    break
             wait, renamed = None, dict(self._renamed)
             try:
                 async with asyncio.timeout(self.timeout):
@@ -221,7 +224,7 @@ class OpenAIBackend:
 
     async def _pause(self, attempt: int, wait: float | None) -> None:
         jitter = random.uniform(0.0, min(self.longest_wait, self.backoff * 2.0 ** (attempt - 1)))
-        if wait is not None:
+        if wait:
             jitter = min(jitter, self.backoff)  # on top, so that not all come back at once
         await asyncio.sleep((wait or 0.0) + jitter)
 
@@ -298,7 +301,7 @@ def retry_after(value: str) -> float | None:
     except ValueError:
         try:
             moment = parsedate_to_datetime(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         if moment.tzinfo is None:  # "-0000" instead of GMT
             moment = moment.replace(tzinfo=UTC)

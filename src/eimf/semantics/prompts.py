@@ -164,7 +164,9 @@ def check_interests(entries: Sequence[Any], n_items: int) -> Parsed:
         if not kept:
             notes.append("interest without a valid item dropped")
         elif name.casefold() in found:
-            notes.append("repeated interest dropped")
+            before = found[name.casefold()]
+            found[name.casefold()] = before._replace(items=tuple(dict.fromkeys(before.items + kept)))
+            notes.append("repeated interest merged")
         else:
             found[name.casefold()] = Interest(name, kept)
             if any(number not in kept for number in numbers):

@@ -7,6 +7,7 @@ A label was made from a history. At a training sample whose target is at flat po
   from another purchase of the same item. Otherwise predicting is copying.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,13 +31,15 @@ class Matched(NamedTuple):
     rows: list[tuple[int, int, Label, np.ndarray]]
     """Training user (row of the spans), his user_idx, the label, and the flat position of each item it saw."""
     dropped: dict[str, int]
+    """Reason -> number of users."""
 
 
 def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Matched:
     """Find each label's user and items among the training slices.
 
     A label whose user is held out, or whose history reaches beyond the user's training slice, is dropped: nothing
-    made from validation or test interactions may reach training.
+    made from validation or test interactions may reach training. Of several labels of a user, as a cache holds after
+    labelling for two splits, the newest one that fits counts.
 
     Raises:
         LabelError: no label fits.
@@ -45,28 +48,31 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
     user_of = {name: index for index, name in enumerate(prepared.user_ids)}
     number = dict(zip(prepared.items["item_id"], prepared.items["item_idx"], strict=True))
     place = {int(user): row for row, user in enumerate(spans.user_idx)}
-    rows, dropped = [], dict.fromkeys(("unknown user", "held-out user", "history not in the training slice"), 0)
+    rows: dict[str, tuple[int, int, Label, np.ndarray]] = {}
+    reasons: dict[str, str] = {}
     for label in labels:
         user = user_of.get(label.user_id)
         if user is None:
-            dropped["unknown user"] += 1
+            reasons[label.user_id] = "unknown user"
             continue
         if user not in place:
-            dropped["held-out user"] += 1
+            reasons[label.user_id] = "held-out user"
             continue
         start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
         where = _find_in_order([number.get(item, 0) for item in label.history], sequences.items[start:end])
         if where is None:
-            dropped["history not in the training slice"] += 1
+            reasons[label.user_id] = "history not in the training slice"
             continue
-        rows.append((place[user], user, label, where + start))
+        rows.pop(label.user_id, None)  # the newest last, as without the older one
+        rows[label.user_id] = (place[user], user, label, where + start)
+    dropped = Counter(why for user, why in reasons.items() if user not in rows)
     if not rows:
-        reasons = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
+        told = ", ".join(f"{count} {why}" for why, count in dropped.items())
         raise LabelError(
             f"labels: none of {len(labels)} fits the training users of {prepared.folder.name} "
-            f"({reasons}); give labels of this data set and split."
+            f"({told}); give labels of this data set and split."
         )
-    return Matched(rows, {why: count for why, count in dropped.items() if count})
+    return Matched(list(rows.values()), dict(dropped))
 
 
 def _find_in_order(wanted: list[int], items: np.ndarray) -> np.ndarray | None:
@@ -256,7 +262,7 @@ def propagate(
     own = np.where(inside, flat_items[np.minimum(at, len(flat_items) - 1)], 0)
     vectors, present = told.vectors[lender], told.present[lender]
     items = np.full((len(borrowers), present.shape[1], longest), NOWHERE, np.int64)
-    for chunk in np.array_split(np.arange(len(borrowers)), max(1, len(borrowers) // 1024)):
+    for chunk in np.array_split(np.arange(len(borrowers)), max(1, len(borrowers) * longest // 2**15)):
         scores = np.einsum("bld,bsd->bls", item_vectors[own[chunk]], vectors[chunk].numpy())
         scores[~np.broadcast_to(present[chunk].numpy()[:, None], scores.shape)] = -np.inf
         nearest = scores.argmax(axis=2)  # [b, longest]
