@@ -21,8 +21,9 @@ from eimf.backbones.base import Backbone, Interests, Items
 from eimf.losses import read_out
 from eimf.semantics.supervision import ItemInterests
 
-MAX_PERMUTATIONS = 5_000
-"""Above this many assignments `optimal` matching falls back to `greedy`."""
+MAX_PERMUTATIONS = 6_000
+"""Above this many assignments `optimal` matching falls back to `greedy`: for 4 explicit interests (a label has no more)
+with more than 10 behavioural ones."""
 
 
 def match_interests(
