@@ -101,7 +101,7 @@ def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explici
     chosen = match_interests(share @ explicit, explicit.any(dim=1))  # [B, S]
     wanted = chosen.gather(1, shown.clamp(min=0))  # [B, L]
     likely = share.gather(1, wanted[:, None])[:, 0][known]
-    return -likely.clamp(min=torch.finfo(likely.dtype).tiny).log().mean()
+    return -likely.clamp(min=1e-24).log().mean()  # far below, 1 / routing is infinite
 
 
 class ExplicitInterests(nn.Module):

@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from eimf.errors import ArtifactError
 
@@ -160,25 +161,35 @@ def lock(path: Path, held: str) -> Iterator[None]:
     Raises:
         ArtifactError: another process holds it.
     """
-    with path.open("rb") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"{path.parent}: {held}") from None
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
+    with path.open("r+b") as file:  # network file systems lock only what could be written
+        for wait in (0.05, 0.2, 0.5, None):  # somebody may just be looking whether it is held
+            if _take_lock(file, alone=True):
+                break
+            if wait is None:
+                raise ArtifactError(f"{path.parent}: {held}")
+            time.sleep(wait)
         yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds a file's lock."""
+    with path.open("rb") as file:
+        return not _take_lock(file, alone=False)
+
+
+def _take_lock(file: IO[bytes], alone: bool) -> bool:
     try:
-        with lock(path, ""):
-            return False
-    except ArtifactError:
-        return True
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except ImportError:  # Windows
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):  # a file system without locks
+            raise
+    return True
 
 
 def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:

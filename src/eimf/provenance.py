@@ -67,8 +67,11 @@ def label_digest(config: Config) -> str:
 
 
 def digest_of(labels: Iterable[Label]) -> str:
-    """SHA-256 of labels, whatever their order."""
-    return sha256_json(sorted(to_line(label) for label in labels))
+    """SHA-256 of labels, whatever the order of users; of a user's labels the order counts, since the newest is used."""
+    of_user: dict[str, list[str]] = {}
+    for label in labels:
+        of_user.setdefault(label.user_id, []).append(to_line(label))
+    return sha256_json(sorted("\n".join(lines) for lines in of_user.values()))
 
 
 @cache

@@ -205,13 +205,41 @@ def test_after_a_wait_the_rate_limit_holds_again(tmp_path: Path) -> None:
 
 def test_a_server_that_answers_nobody_is_given_up(tmp_path: Path) -> None:
     with serve(sequence(failure(500))) as server:
-        with pytest.raises(LabelError, match=r"status 500.* None of 4 prompts was answered\. Stopped"):
+        with pytest.raises(LabelError, match=r"status 500.* 4 prompts failed, and none was answered before\. Stopped"):
             label(tmp_path / "c.db", server.url, 50, concurrency=2, give_up_after=4)
         assert len(server.bodies) <= 12
     assert counts(tmp_path / "c.db")["failed"] <= 6
     with serve(lambda number, _: completion(GOOD) if number == 0 else failure(500)) as server:
         made = label(tmp_path / "d.db", server.url, 8, concurrency=1, give_up_after=4)
     assert (made.ok, made.failed) == (1, 7)
+
+
+def test_a_run_that_gave_up_goes_on_with_the_others(tmp_path: Path) -> None:
+    """Prompts that fail for good must not keep those behind them from being asked."""
+
+    def odd(_: int, body: dict[str, object]) -> Answer:
+        return (
+            failure(400, "too long")
+            if any(f"soap {k}\n" in str(body).replace("\\n", "\n") for k in range(6))
+            else completion(GOOD)
+        )
+
+    with serve(odd) as server:
+        with pytest.raises(LabelError, match=r"4 prompts failed, and none was answered before"):
+            label(tmp_path / "c.db", server.url, 20, concurrency=1, give_up_after=4)
+        made = label(tmp_path / "c.db", server.url, 20, concurrency=1, give_up_after=4)
+        assert (made.ok, made.failed) == (14, 6)
+        made = label(tmp_path / "c.db", server.url, 20, concurrency=1, give_up_after=4)
+        assert (made.ok, made.failed) == (0, 6)  # a summary, and no error
+
+
+def test_a_stop_does_not_wait_for_the_rate_limit(tmp_path: Path) -> None:
+    with serve(sequence(failure(401))) as server:
+        begin = time.monotonic()
+        with pytest.raises(LabelError, match="status 401"):
+            label(tmp_path / "c.db", server.url, 50, concurrency=8, rate_per_minute=6)
+        assert time.monotonic() - begin < 8
+        assert len(server.bodies) == 1
 
 
 def test_what_is_under_way_when_the_run_must_stop_is_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from eimf.data.sequences import Prepared
 from eimf.data.splits import Spans, split
 from eimf.errors import ConfigError, LabelError
 from eimf.module import Explicit
+from eimf.provenance import digest_of
 from eimf.semantics.labels import Label
 from eimf.semantics.prompts import Interest
 from eimf.semantics.supervision import (
@@ -246,6 +247,15 @@ def test_shares_are_nested() -> None:
     half, quarter = take_share(labels, 0.5, 0), take_share(labels, 0.25, 0)
     assert (len(half), len(quarter)) == (20, 10)
     assert set(quarter) < set(half)
+    twice = [*labels, *(label._replace(model="newer") for label in labels)]  # of users, not of labels
+    assert {label.user_id for label in take_share(twice, 0.5, 0)} == {label.user_id for label in half}
+    assert len(take_share(twice, 0.5, 0)) == 40
+
+
+def test_the_digest_of_labels_is_of_those_that_are_used() -> None:
+    old, new, other = Label("u", (), (), "old", "v"), Label("u", (), (), "new", "v"), Label("w", (), (), "m", "v")
+    assert digest_of([old, new, other]) == digest_of([other, old, new])
+    assert digest_of([old, new]) != digest_of([new, old])  # another one is the newest
 
 
 def test_typical_users_see_training_items_only(tiny: Prepared) -> None:

@@ -87,10 +87,15 @@ async def run(
     for request in requests:
         by_key.setdefault(request_key(request.prompt, backend.model, backend.params), []).append(request)
     started = time.monotonic()
-    todo = cache.pending(by_key, again)
+    todo, fresh = cache.pending(by_key, again), set(cache.pending(by_key, frozenset()))
+    todo.sort(
+        key=lambda key: key not in fresh
+    )  # what failed before may fail for good: it waits until the others are done
     summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
-    job = _Job(by_key, deque(todo), backend, cache, summary, rate_per_minute, again, abort_after, give_up_after, poll)
+    job = _Job(
+        by_key, deque(todo), fresh, backend, cache, summary, rate_per_minute, again, abort_after, give_up_after, poll
+    )
     backend.before_call = job.take_turn
     # In a narrow terminal the counts wrap; nothing is cut off.
     columns = (
@@ -134,6 +139,7 @@ class _Job:
         self,
         by_key: dict[str, list[LabelRequest]],
         todo: deque[str],
+        fresh: set[str],
         backend: Backend,
         cache: LabelCache,
         summary: Summary,
@@ -145,6 +151,7 @@ class _Job:
     ) -> None:
         self.by_key = by_key
         self.todo = todo
+        self.fresh = fresh
         self.backend = backend
         self.cache = cache
         self.summary = summary
@@ -157,61 +164,67 @@ class _Job:
         self.show = lambda: None
         self.fatal: LabelError | None = None
         """Why nobody should ask any more."""
+        self._stopped = asyncio.Event()
         self._next_start = 0.0
         self._unreachable = 0
         self._answered = False
+        self._in_vain = 0
         self._busy: set[str] = set()
 
     async def work(self) -> None:
         """Answer prompts until none is left, or none can be answered."""
         while self.todo and self.fatal is None:
-            key = self.todo.popleft()
-            state = self.cache.claim(key, self.again)
-            if state == "busy":
-                self.todo.append(key)
-                self._busy.add(key)
-                if self._busy.issuperset(self.todo):  # nothing left but what others are asking
-                    await asyncio.sleep(self.poll)
-                continue
-            self._busy.discard(key)
-            if state == "mine":
-                try:
-                    await self._answer(key)
-                except LabelError as error:
-                    self.fatal = self.fatal or error
-                    return
-            else:
-                self.summary.elsewhere += 1
-                _adopt_cached(self.by_key, {key}, self.cache)
-            self.open -= 1
-            self.show()
+            try:
+                await self._take(self.todo.popleft())
+            except LabelError as error:
+                self.fatal = self.fatal or error
+                self._stopped.set()
+
+    async def _take(self, key: str) -> None:
+        state = self.cache.claim(key, self.again)
+        if state == "busy":
+            self.todo.append(key)
+            self._busy.add(key)
+            if self._busy.issuperset(self.todo):  # nothing left but what others are asking
+                await asyncio.sleep(self.poll)
+            return
+        self._busy.discard(key)
+        if state == "mine":
+            await self._answer(key)
+        else:
+            self.summary.elsewhere += 1
+            _adopt_cached(self.by_key, {key}, self.cache)
+        self.open -= 1
+        self.show()
 
     async def _answer(self, key: str) -> None:
         first, *others = self.by_key[key]
-        started = time.monotonic()
+        started, failure = time.monotonic(), ""
         try:
             reply = await self.backend.complete(first.prompt)
         except LabelError as error:
             if not isinstance(error, CallError):
                 raise
             self._unreachable = self._unreachable + 1 if isinstance(error, EndpointError) else 0
-            record = self._failed(first, str(error), started)
-            in_vain = not self._answered and self.summary.failed + 1 >= self.give_up_after
-            if self._unreachable >= self.abort_after or in_vain:
-                self.cache.put(record)
-                none = f" None of {self.summary.failed + 1} prompts was answered." if in_vain else ""
-                raise LabelError(f"{error}{none} Stopped; finished labels are kept.") from None
+            failure = str(error)
         except Exception as error:  # whatever a backend does, it costs one user and not the run
-            record = self._failed(first, f"unexpected {type(error).__name__}", started)
+            failure = f"unexpected {type(error).__name__}"
         else:
             self._unreachable, self._answered = 0, True
             record = record_of(first, self.backend, reply, time.monotonic() - started)
+            self.cache.put(record, *(adopt(record, request) for request in others))
+            self.summary.add(record)
+            return
+        seconds = time.monotonic() - started
+        record = make_record(first, self.backend.model, self.backend.params, failure=failure, seconds=seconds)
         self.cache.put(record, *(adopt(record, request) for request in others))
         self.summary.add(record)
-
-    def _failed(self, request: LabelRequest, reason: str, started: float) -> Record:
-        seconds = time.monotonic() - started
-        return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
+        self._in_vain += key in self.fresh
+        if self._unreachable >= self.abort_after:
+            raise LabelError(f"{failure} Stopped; finished labels are kept.")
+        if not self._answered and self._in_vain >= self.give_up_after:
+            told = f"{self._in_vain} prompts failed, and none was answered before."
+            raise LabelError(f"{failure}. {told} Stopped; finished labels are kept.")
 
     async def take_turn(self) -> None:
         """Wait until the rate limit allows another call.
@@ -219,14 +232,15 @@ class _Job:
         Raises:
             LabelError: no other call is wanted.
         """
-        if self.fatal is not None:
-            raise self.fatal
         now = time.monotonic()
         self._next_start = max(self._next_start, now)
         wait = self._next_start - now
         self._next_start += self.gap
         if wait > 0:
-            await asyncio.sleep(wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), wait)
+        if self.fatal is not None:
+            raise self.fatal
 
     async def keep_claims(self) -> None:
         """Renew the claims of calls that take longer than the lease."""

@@ -379,12 +379,12 @@ class LabelCache:
         return [_label(record) for record in self.records("ok")]
 
     def export_jsonl(self, path: str | os.PathLike[str]) -> int:
-        """Write all labels as JSON lines, oldest first; returns their number.
+        """Write the newest label of every user as JSON lines; returns their number.
 
         Raises:
             ArtifactError: the file cannot be written; an older one stays as it is.
         """
-        labels = self.labels()
+        labels = newest_labels(self.labels())
         write_text_atomic(Path(path), "".join(f"{to_line(label)}\n" for label in labels))
         return len(labels)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from eimf.data.sequences import Prepared
 from eimf.data.splits import Spans
 from eimf.errors import LabelError
-from eimf.semantics.labels import Label
+from eimf.semantics.labels import Label, newest_labels
 
 NOWHERE = -1
 
@@ -159,7 +159,10 @@ class Supervision:
 
     def to(self, device: torch.device) -> "Supervision":
         """The same on another device."""
-        return Supervision(**{name: value.to(device) for name, value in vars(self).items()})
+        moved = {name: value.to(device) for name, value in vars(self).items()}
+        if self.groups is self.items:  # as they mostly are, and with lent interests they are large
+            moved["groups"] = moved["items"]
+        return Supervision(**moved)
 
     def alignable(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"]) -> Bool[Tensor, "B S"]:
         """Interests that at least one item before the target shows.
@@ -221,8 +224,8 @@ def build_supervision(
     return Supervision(
         vectors=torch.from_numpy(vectors),
         present=torch.from_numpy(present),
-        items=torch.from_numpy(items),
-        groups=torch.from_numpy(items),
+        items=(flat := torch.from_numpy(items)),
+        groups=flat,
         made_from=torch.from_numpy(np.where(items >= 0, flat_items[items], 0).astype(np.int64)),
         seen_end=torch.from_numpy(seen_end),
         span_row=torch.tensor([row for row, *_ in matched.rows]),
@@ -271,8 +274,8 @@ def propagate(
     lent = Supervision(
         vectors=vectors,
         present=present,
-        items=torch.from_numpy(items),
-        groups=torch.from_numpy(items),
+        items=(flat := torch.from_numpy(items)),
+        groups=flat,
         made_from=told.made_from[lender],
         seen_end=torch.zeros(len(borrowers), dtype=torch.int64),
         span_row=torch.from_numpy(borrowers),
@@ -290,9 +293,10 @@ def _join(first: Supervision, second: Supervision) -> Supervision:
 
     width = max(first.items.shape[-1], second.items.shape[-1])
     joined = {name: [value, getattr(second, name)] for name, value in vars(first).items()}
-    for name in ("items", "groups"):
-        joined[name] = [pad(value, width, NOWHERE) for value in joined[name]]
-    return Supervision(**{name: torch.cat(pair) for name, pair in joined.items()})
+    joined["items"] = [pad(value, width, NOWHERE) for value in joined["items"]]
+    del joined["groups"]
+    whole = {name: torch.cat(pair) for name, pair in joined.items()}
+    return Supervision(**whole, groups=whole["items"])
 
 
 def shuffled(supervision: Supervision, seed: int) -> Supervision:
@@ -320,10 +324,12 @@ def mixed_groups(supervision: Supervision, seed: int) -> Supervision:
 
 
 def take_share(labels: list[Label], share: float, seed: int) -> list[Label]:
-    """A seeded share of the labels; smaller shares are subsets of larger ones."""
+    """The labels of a seeded share of their users; smaller shares are subsets of larger ones."""
+    users = [label.user_id for label in newest_labels(labels)]
     # A stream of its own: the seed alone would repeat the permutation that splits as many users.
-    order = np.random.default_rng([seed, len("share")]).permutation(len(labels))
-    return [labels[index] for index in np.sort(order[: max(1, round(share * len(labels)))])]
+    order = np.random.default_rng([seed, len("share")]).permutation(len(users))
+    chosen = {users[index] for index in order[: max(1, round(share * len(users)))]}
+    return [label for label in labels if label.user_id in chosen]
 
 
 def names_of(labels: list[Label]) -> pl.Series:
