@@ -88,9 +88,7 @@ async def run(
         by_key.setdefault(request_key(request.prompt, backend.model, backend.params), []).append(request)
     started = time.monotonic()
     todo, fresh = cache.pending(by_key, again), set(cache.pending(by_key, frozenset()))
-    todo.sort(
-        key=lambda key: key not in fresh
-    )  # what failed before may fail for good: it waits until the others are done
+    todo.sort(key=lambda key: key not in fresh)  # what failed before may fail for good: last
     summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
     job = _Job(
