@@ -130,7 +130,7 @@ def route(
 
     The softmax runs over the interests: each position shares itself out among them. Padding is masked after it.
     The interests have the gradient of the last sum alone, as in the authors' code. The weights have that of the last
-    agreement, for losses of the routing; without such a loss it costs nothing.
+    agreement, for losses of the routing; without such a loss it is not followed.
 
     Args:
         votes: what each position says for each interest; [B, L, D] where it says the same for all, which saves memory
