@@ -284,6 +284,15 @@ def test_shipped_labels_are_used_while_the_cache_has_none(tmp_path: Path) -> Non
     assert config.label_source == Path("experiments/labels/demo.jsonl")
 
 
+def test_nobody_is_asked_about_items_without_titles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"u{user},i{(user * 7 + step * 3) % 20},{step}" for user in range(30) for step in range(8)]
+    (tmp_path / "shop.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    table = ["dataset.name=shop", "dataset.source=table", f"dataset.interactions={tmp_path / 'shop.csv'}"]
+    for command in (["run", "--dry-run"], ["run"], ["export", "--batch", "--to", str(tmp_path / "batch.jsonl")]):
+        assert main(["label", *command, *table, f"data.root={tmp_path}", "llm.model=m"]) == 2
+        assert "none of its items has a title" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
