@@ -148,12 +148,13 @@ def _model(config: "Config") -> str:
     return config.llm.model
 
 
-def _unanswered(config: "Config", requests: "list[LabelRequest]", again: "Set[str]") -> "list[LabelRequest]":
-    """The requests that the cache has no reply to, by the model that would be asked."""
+def _unanswered(
+    config: "Config", requests: "list[LabelRequest]", model: str, again: "Set[str]"
+) -> "list[LabelRequest]":
+    """The requests that the cache has no reply to by a model."""
     from eimf.semantics.labels import LabelCache, request_key
 
-    model = Path(config.llm.gguf).stem or config.llm.model
-    if not model or not config.label_cache.is_file() or config.label_cache.stat().st_size == 0:
+    if not model or not _has_cache(config):
         return requests
     keys = [request_key(one.prompt, model, _parameters(config)) for one in requests]
     with LabelCache(config.label_cache, read_only=True) as cache:
@@ -172,7 +173,7 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
     concurrency = 1 if llm.gguf else llm.concurrency  # this process answers one prompt at a time
     if options.dry_run:
         _show_coverage(config, prepared)
-        left = _unanswered(config, requests, again)
+        left = _unanswered(config, requests, Path(llm.gguf).stem or llm.model, again)
         print(
             preview(
                 left,
@@ -225,11 +226,11 @@ def _export(options: argparse.Namespace, config: "Config") -> None:
     from eimf.semantics.llm import export_batch
 
     if options.batch:
-        _model(config)
-        requests = _unanswered(config, _questions(config, _prepared(config)), AGAIN)
+        model = _model(config)
+        requests = _unanswered(config, _questions(config, _prepared(config)), model, AGAIN)
         if not requests:
             raise LabelError(f"{config.label_cache}: has a reply to every question; there is nothing to export.")
-        count = export_batch(options.to, requests, model=_model(config), params=_parameters(config))
+        count = export_batch(options.to, requests, model=model, params=_parameters(config))
     else:
         with LabelCache(_existing(config), read_only=True) as cache:
             count = cache.export_jsonl(options.to)
@@ -265,9 +266,13 @@ def _is_batch(path: Path) -> bool:
         raise LabelError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}).") from None
 
 
+def _has_cache(config: "Config") -> bool:
+    return config.label_cache.is_file() and config.label_cache.stat().st_size > 0  # a full disk leaves empty files
+
+
 def _existing(config: "Config") -> Path:
     path = config.label_cache
-    if not path.is_file() or path.stat().st_size == 0:
+    if not _has_cache(config):
         raise LabelError(f"{path}: no labels yet; make some with eimf label run, or read some with eimf label import.")
     return path
 

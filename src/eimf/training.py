@@ -7,6 +7,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,10 +109,8 @@ def train(config: Config, resume: Path | None = None, say: Say = print, prepared
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
         prepared.items.write_parquet(folder / "items.parquet")
-    if not is_first_process():
-        return _train_in(folder, config, prepared, labels, resume is not None, say)
-    with lock(folder / "config.yaml", "another process trains this run; wait for it or end it."):
-        remove_index(folder)
+    held = "another process trains this run; wait for it or end it."
+    with lock(folder / "config.yaml", held) if is_first_process() else nullcontext():
         return _train_in(folder, config, prepared, labels, resume is not None, say)
 
 
@@ -122,6 +121,8 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         labels: their digest.
         resume: continue from the last checkpoint.
     """
+    if is_first_process():
+        remove_index(folder)
     say(f"run folder: {folder}")
     data = InteractionData(prepared, config)
     report_users(data, say)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,9 @@ class LocalSweep:
                 for one in active:
                     _wait_or_kill(one.process)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
         (self.folder / ".lock").touch()
-        with lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it."):
-            yield
+        return lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it.")
 
     def _start(self, number: int, goal: int, workers: int) -> _Active:
         sweep, home = self.sweep, self.folder / f"trial-{number:04d}"

@@ -227,9 +227,8 @@ def test_shards_never_meet(data_root: Path, tmp_path: Path, monkeypatch: pytest.
     )
     settings = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path / 'logs'}"]
     for shard in ("1/2", "2/2"):
-        assert (
-            main(["compare", str(tmp_path / "pair.yaml"), *settings, "--shard", shard]) == 2
-        )  # nothing to compare yet
+        # Nothing is there to compare yet.
+        assert main(["compare", str(tmp_path / "pair.yaml"), *settings, "--shard", shard]) == 2
     assert asked == [["one, seed 0", "one, seed 1"], ["two, seed 0", "two, seed 1"]]
 
 

@@ -197,7 +197,7 @@ class _Job:
 
     async def _answer(self, key: str) -> None:
         first, *others = self.by_key[key]
-        started, failure = time.monotonic(), ""
+        started = time.monotonic()
         try:
             reply = await self.backend.complete(first.prompt)
         except LabelError as error:
@@ -205,18 +205,25 @@ class _Job:
                 raise
             self._unreachable = self._unreachable + 1 if isinstance(error, EndpointError) else 0
             failure = str(error)
+            record = self._failed(first, failure, started)
         except Exception as error:  # whatever a backend does, it costs one user and not the run
             failure = f"unexpected {type(error).__name__}"
+            record = self._failed(first, failure, started)
         else:
+            failure = ""
             self._unreachable, self._answered = 0, True
             record = record_of(first, self.backend, reply, time.monotonic() - started)
-            self.cache.put(record, *(adopt(record, request) for request in others))
-            self.summary.add(record)
-            return
-        seconds = time.monotonic() - started
-        record = make_record(first, self.backend.model, self.backend.params, failure=failure, seconds=seconds)
         self.cache.put(record, *(adopt(record, request) for request in others))
         self.summary.add(record)
+        if failure:
+            self._judge(key, failure)
+
+    def _failed(self, request: LabelRequest, reason: str, started: float) -> Record:
+        seconds = time.monotonic() - started
+        return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
+
+    def _judge(self, key: str, failure: str) -> None:
+        """Whether, after this failure, there is any use in asking the others."""
         self._in_vain += key in self.fresh
         if self._unreachable >= self.abort_after:
             raise LabelError(f"{failure} Stopped; finished labels are kept.")

@@ -221,11 +221,12 @@ def build_supervision(
             vectors[n, s], present[n, s] = name_vectors[interest.name], True
             at = [where[item - 1] for item in interest.items if 1 <= item <= len(where)]
             items[n, s, : len(at)] = at
+    positions = torch.from_numpy(items)
     return Supervision(
         vectors=torch.from_numpy(vectors),
         present=torch.from_numpy(present),
-        items=(flat := torch.from_numpy(items)),
-        groups=flat,
+        items=positions,
+        groups=positions,
         made_from=torch.from_numpy(np.where(items >= 0, flat_items[items], 0).astype(np.int64)),
         seen_end=torch.from_numpy(seen_end),
         span_row=torch.tensor([row for row, *_ in matched.rows]),
@@ -271,11 +272,12 @@ def propagate(
         nearest = scores.argmax(axis=2)  # [b, longest]
         shows = (nearest[:, None] == np.arange(present.shape[1])[:, None]) & inside[chunk][:, None]
         items[chunk] = np.where(shows, at[chunk][:, None], NOWHERE)
+    positions = torch.from_numpy(items)
     lent = Supervision(
         vectors=vectors,
         present=present,
-        items=(flat := torch.from_numpy(items)),
-        groups=flat,
+        items=positions,
+        groups=positions,
         made_from=told.made_from[lender],
         seen_end=torch.zeros(len(borrowers), dtype=torch.int64),
         span_row=torch.from_numpy(borrowers),
@@ -294,7 +296,7 @@ def _join(first: Supervision, second: Supervision) -> Supervision:
     width = max(first.items.shape[-1], second.items.shape[-1])
     joined = {name: [value, getattr(second, name)] for name, value in vars(first).items()}
     joined["items"] = [pad(value, width, NOWHERE) for value in joined["items"]]
-    del joined["groups"]
+    del joined["groups"]  # the same as the items: controls come after lending
     whole = {name: torch.cat(pair) for name, pair in joined.items()}
     return Supervision(**whole, groups=whole["items"])
 
