@@ -10,13 +10,13 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "eimf.backbones",
-        "eimf.losses",
-        "eimf.negatives",
-        "eimf.metrics",
-        "eimf.retrieval",
+        "eimf.losses.retrieval_loss",
+        "eimf.losses.negatives",
+        "eimf.evaluation.metrics",
+        "eimf.evaluation.retrieval",
         "eimf.data.batch",
-        "eimf.alignment",
-        "eimf.significance",
+        "eimf.explicit.head",
+        "eimf.studies.significance",
     ],
     "beartype.beartype",
 )
@@ -24,8 +24,10 @@ install_import_hook(
 import pytest
 from hypothesis import settings
 
-from eimf.config import Config, load
-from eimf.data.sequences import Prepared, prepare
+from eimf.config.load import load
+from eimf.config.schema import Config
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 
 settings.register_profile("suite", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("suite")

@@ -4,7 +4,7 @@ import torch
 
 from eimf.backbones import BACKBONES, Backbone
 from eimf.backbones.dropout import Dropout
-from eimf.losses import RetrievalLoss
+from eimf.losses.retrieval_loss import RetrievalLoss
 
 N_ITEMS, MAX_LEN = 40, 8
 

@@ -1,3 +1,3 @@
-from eimf.cli import main
+from eimf.cli.main import main
 
 raise SystemExit(main())

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eimf.config import load
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import prepare
-from eimf.training import build_model, load_supervision
+from eimf.config.load import load
+from eimf.data.prepare import prepare
+from eimf.explicit.load import load_supervision
+from eimf.training.build import build_model
+from eimf.training.datamodule import InteractionData
 from tests.benchmarks.test_spine import REPEATS, clock, report
 from tests.conftest import ROOT, real_data
 

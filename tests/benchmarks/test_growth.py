@@ -14,7 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eimf.retrieval import ItemIndex, retrieve
+from eimf.evaluation.retrieval import ItemIndex, retrieve
 from tests.benchmarks.test_scale import IVF, Trained, simulate_catalogue
 from tests.benchmarks.test_spine import REPEATS, clock
 from tests.conftest import ROOT

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from eimf.backbones.comirec_sa import ComiRecSA
-from eimf.losses import RetrievalLoss
-from eimf.optimizers import build_optimizer
-from eimf.retrieval import ItemIndex, retrieve
+from eimf.evaluation.retrieval import ItemIndex, retrieve
+from eimf.losses.retrieval_loss import RetrievalLoss
+from eimf.training.optimizers import build_optimizer
 from tests.benchmarks.test_spine import REPEATS, clock, report
 
 DIM, BATCH, LENGTH, NEGATIVES = 64, 512, 20, 1280

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eimf.config import Config, load
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import prepare
-from eimf.training import build_model
+from eimf.config.load import load
+from eimf.config.schema import Config
+from eimf.data.prepare import prepare
+from eimf.training.build import build_model
+from eimf.training.datamodule import InteractionData
 from tests.benchmarks.test_spine import REPEATS, clock, report
 from tests.conftest import ROOT, real_data
 

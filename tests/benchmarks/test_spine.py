@@ -17,13 +17,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from eimf.callbacks import RetrievalEval
-from eimf.config import Config, load
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import prepare
-from eimf.module import MultiInterestModel
-from eimf.retrieval import ItemIndex, retrieve
-from eimf.training import build_model, build_trainer
+from eimf.config.load import load
+from eimf.config.schema import Config
+from eimf.data.prepare import prepare
+from eimf.evaluation.evaluator import RetrievalEval
+from eimf.evaluation.retrieval import ItemIndex, retrieve
+from eimf.training.build import build_model, build_trainer
+from eimf.training.datamodule import InteractionData
+from eimf.training.module import MultiInterestModel
 from tests.conftest import ROOT, real_data
 
 REPEATS = 5
@@ -156,7 +157,7 @@ def test_exact_retrieval_against_bare_matrix_products(data: InteractionData) -> 
 def test_peak_memory_of_a_run(tmp_path: Path) -> None:
     real_data()
     code = (
-        "import resource, sys; from eimf.cli import main; main(sys.argv[1:]);"
+        "import resource, sys; from eimf.cli.main import main; main(sys.argv[1:]);"
         "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     arguments = ["train", "experiments/beauty/comirec_sa.yaml", "trainer.max_epochs=1", "trainer.progress=false"]

@@ -11,11 +11,12 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from eimf.artifacts import lock
-from eimf.cli import main
-from eimf.compare import compare, compare_groups, sentences, to_latex, to_markdown, to_rich, write_comparison
-from eimf.errors import ArtifactError, ConfigError
-from eimf.suite import plan, read_suite
+from eimf.cli.main import main
+from eimf.core.errors import ArtifactError, ConfigError
+from eimf.core.files import lock
+from eimf.studies.comparison import compare, compare_groups
+from eimf.studies.suite import plan, read_suite
+from eimf.studies.tables import sentences, to_latex, to_markdown, to_rich, write_comparison
 from tests.conftest import TINY
 
 SUITE = """
@@ -223,7 +224,8 @@ def test_shards_never_meet(data_root: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "pair.yaml").write_text(SUITE)
     asked: list[list[str]] = []
     monkeypatch.setattr(
-        "eimf.suite.run_suite", lambda planned, *_: asked.append([one.title for one in planned]) or ["none made"]
+        "eimf.studies.suite.run_suite",
+        lambda planned, *_: asked.append([one.title for one in planned]) or ["none made"],
     )
     settings = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path / 'logs'}"]
     for shard in ("1/2", "2/2"):

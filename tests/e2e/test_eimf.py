@@ -13,17 +13,22 @@ import pytest
 import torch
 
 import eimf
-from eimf.cli import main
-from eimf.config import load_for
-from eimf.data.sequences import Prepared, prepare
+from eimf.cli.main import main
+from eimf.config.load import load_for
+from eimf.core.errors import ArtifactError, ConfigError, LabelError
+from eimf.data import text
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.splits import split
-from eimf.errors import ArtifactError, ConfigError, LabelError
-from eimf.recommender import Recommender
+from eimf.explicit.supervision import match_labels
+from eimf.labels.cache import LabelCache
+from eimf.labels.source import label_source, read_labels
 from eimf.report import build_report
-from eimf.semantics import text
-from eimf.semantics.labels import LabelCache, read_labels
-from eimf.semantics.supervision import match_labels
-from eimf.training import Run, _strategy, evaluate_run, train
+from eimf.runs.results import Run
+from eimf.serving.recommender import Recommender
+from eimf.training.build import _strategy
+from eimf.training.evaluate import evaluate_run
+from eimf.training.train import train
 from tests.conftest import ROOT, TINY, tiny_config
 from tests.fault_server import GOOD, completion, failure, sequence, serve
 from tests.unit.test_semantics import labels_of
@@ -89,9 +94,9 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["eimf.prediction=interest", "eimf.alignment=none"],
+        ["eimf.prediction=interest", "eimf.explicit.head=none"],
         ["eimf.only_after=true", "eimf.matching=soft", "eimf.shuffle=true"],
-        ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
+        ["eimf.explicit.head=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
         ["text.item_init=text", "split.kind=loo"],
         ["eimf.propagate=true", "eimf.propagate_least=0.2"],
         ["eimf.frozen_items=true", "loss.name=sampled_softmax", "loss.n_negatives=20"],
@@ -149,13 +154,13 @@ def test_lent_interests_reach_most_users(
 
 def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
     config = load_for("demo", "comirec_sa", ["eimf.enabled=true", f"data.root={data_root}"])
-    assert config.label_source == Path("experiments/labels/demo.jsonl")
+    assert label_source(config) == Path("experiments/labels/demo.jsonl")
     prepared = prepare(config.dataset, config.data.root)
-    labels = read_labels(config.label_source)
+    labels = read_labels(label_source(config))
     matched = match_labels(labels, prepared, split(prepared.sequences, config.split).train)
     assert (len(labels), matched.dropped) == (120, {})
     own = load_for("demo", "comirec_sa", ["eimf.enabled=true", "eimf.labels=own.db"])
-    assert own.label_source == Path("own.db")
+    assert label_source(own) == Path("own.db")
 
 
 def test_each_loss_is_logged_by_name(data_root: Path, tmp_path: Path, labels: Path) -> None:
@@ -281,7 +286,7 @@ def test_shipped_labels_are_used_while_the_cache_has_none(tmp_path: Path) -> Non
     config.label_cache.parent.mkdir(parents=True)
     with LabelCache(config.label_cache):
         pass
-    assert config.label_source == Path("experiments/labels/demo.jsonl")
+    assert label_source(config) == Path("experiments/labels/demo.jsonl")
 
 
 def test_nobody_is_asked_about_items_without_titles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,12 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from eimf.cli import main
-from eimf.data.sequences import Prepared
-from eimf.errors import ArtifactError, DataError
+from eimf.cli.main import main
+from eimf.core.errors import ArtifactError, DataError
+from eimf.data.prepared import Prepared
 from eimf.explorer import Explorer, build_app, open_runs
 from eimf.explorer.view import User
-from eimf.training import train
+from eimf.training.train import train
 from tests.conftest import tiny_config
 from tests.unit.test_semantics import labels_of
 

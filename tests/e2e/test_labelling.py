@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from eimf.errors import LabelError
-from eimf.semantics.labelling import Summary, preview, run
-from eimf.semantics.labels import LabelCache, LabelRequest, read_labels
-from eimf.semantics.llm import LocalServer, OpenAIBackend, Reply
-from eimf.semantics.prompts import Prompt, build_prompt
+from eimf.core.errors import LabelError
+from eimf.labels.asking import Summary, preview, run
+from eimf.labels.backend import Reply
+from eimf.labels.cache import LabelCache
+from eimf.labels.gguf import LocalServer
+from eimf.labels.label import LabelRequest
+from eimf.labels.openai import OpenAIBackend
+from eimf.labels.prompts import Prompt, build_prompt
+from eimf.labels.source import read_labels
 from tests.fault_server import GOOD, Answer, completion, failure, sequence, serve
 
 pytest.importorskip("openai", reason="the extra llm is not installed")
@@ -264,7 +268,7 @@ def test_users_with_the_same_titles_share_a_call(tmp_path: Path) -> None:
 _LABEL = """
 import sys
 from pathlib import Path
-from eimf.errors import LabelError
+from eimf.core.errors import LabelError
 from tests.e2e.test_labelling import label
 try:
     print(label(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), concurrency=2))

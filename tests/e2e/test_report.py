@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eimf.cli import main
-from eimf.compare import compare, compare_groups, write_comparison
+from eimf.cli.main import main
 from eimf.report.figures import points
 from eimf.report.page import Section, render
+from eimf.studies.comparison import compare, compare_groups
+from eimf.studies.tables import write_comparison
 from tests.conftest import TINY
 from tests.e2e.test_compare import make_run
 

@@ -16,12 +16,15 @@ import torch
 import yaml
 
 import eimf
-from eimf.cli import main, print_results
-from eimf.config import load
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import prepare
-from eimf.errors import ArtifactError, ConfigError, DataError
-from eimf.training import Run, evaluate_run, train
+from eimf.cli.main import main
+from eimf.cli.tables import print_results
+from eimf.config.load import load
+from eimf.core.errors import ArtifactError, ConfigError, DataError
+from eimf.data.prepare import prepare
+from eimf.runs.results import Run
+from eimf.training.datamodule import InteractionData
+from eimf.training.evaluate import evaluate_run
+from eimf.training.train import train
 from tests.conftest import ROOT, TINY, tiny_config
 
 
@@ -176,7 +179,7 @@ def test_sigkill_and_resume_end_with_the_same_digits(data_root: Path, tmp_path: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "results.json").exists()
-    from eimf.training import resume_config
+    from eimf.training.train import resume_config
 
     resumed = train(resume_config(folder), folder, quiet)
     assert scores(resumed) == scores(whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eimf.cli import main
+from eimf.cli.main import main
 from tests.conftest import ROOT, TINY
 from tests.wandb_server import wandb_server
 

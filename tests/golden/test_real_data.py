@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from eimf.config import SplitConfig, load
-from eimf.data.sequences import Prepared, prepare, statistics
+from eimf.config.load import load
+from eimf.config.schema import SplitConfig
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared, statistics
 from eimf.data.splits import split
 from tests.conftest import real_data
 

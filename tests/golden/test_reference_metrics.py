@@ -5,7 +5,7 @@ import pytest
 import torch
 from ir_measures import RR, R, Success, nDCG
 
-from eimf.metrics import RANKING, find_hits
+from eimf.evaluation.metrics import RANKING, find_hits
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 50])

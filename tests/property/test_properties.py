@@ -12,17 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eimf.backbones import BACKBONES
-from eimf.config import SplitConfig
+from eimf.config.schema import SplitConfig
+from eimf.core.errors import DataError, LabelError
 from eimf.data.batch import HoldoutBatches, TrainingBatches
-from eimf.data.sequences import Sequences, core_filter
+from eimf.data.prepare import core_filter
+from eimf.data.prepared import Sequences
 from eimf.data.splits import split
-from eimf.errors import DataError, LabelError
-from eimf.losses import RetrievalLoss, read_out
-from eimf.metrics import RANKING, find_hits
-from eimf.retrieval import ItemIndex, merge, rerank_diverse, retrieve
-from eimf.semantics.labels import Label
-from eimf.semantics.prompts import Interest
-from eimf.semantics.supervision import build_supervision, match_labels
+from eimf.evaluation.metrics import RANKING, find_hits
+from eimf.evaluation.retrieval import ItemIndex, merge, rerank_diverse, retrieve
+from eimf.explicit.supervision import build_supervision, match_labels
+from eimf.labels.label import Label
+from eimf.labels.prompts import Interest
+from eimf.losses.functions import read_out
+from eimf.losses.retrieval_loss import RetrievalLoss
 
 
 @st.composite

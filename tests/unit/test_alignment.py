@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from eimf.alignment import ExplicitInterests, assign, contrast, match_interests, schedule
 from eimf.backbones.comirec_sa import ComiRecSA
-from eimf.losses import RetrievalLoss
-from eimf.semantics.supervision import ItemInterests
+from eimf.explicit.head import ExplicitInterests, assign, contrast, match_interests
+from eimf.explicit.item_interests import ItemInterests
+from eimf.explicit.tasks import schedule
+from eimf.losses.retrieval_loss import RetrievalLoss
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, 4), (4, 2), (6, 3), (1, 1)])

@@ -81,7 +81,7 @@ def test_mind_logits_are_a_saved_constant() -> None:
 
 
 def test_adding_a_backbone_needs_a_yaml() -> None:
-    from eimf.config import find_experiment
+    from eimf.config.load import find_experiment
 
     assert all(find_experiment(f"backbones/{name}.yaml") for name in BACKBONES)
 

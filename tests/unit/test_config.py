@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eimf.config import from_dict, load, to_dict, to_yaml
-from eimf.errors import ConfigError
+from eimf.config.load import from_dict, load, to_dict, to_yaml
+from eimf.core.errors import ConfigError
 
 
 def test_layers_later_ones_win(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 
-from eimf.data.sequences import Sequences
+from eimf.data.prepared import Sequences
 from eimf.data.splits import Holdout
-from eimf.groups import BREADTH, HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
+from eimf.evaluation.groups import BREADTH, HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
 
 
 def held_out() -> tuple[Sequences, Holdout]:

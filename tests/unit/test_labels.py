@@ -13,20 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from eimf.errors import ArtifactError, LabelError
-from eimf.semantics import labels as module
-from eimf.semantics.labels import (
-    Interest,
-    Label,
-    LabelCache,
-    LabelRequest,
-    Record,
-    has_label,
-    make_record,
-    newest_labels,
-    read_labels,
-)
-from eimf.semantics.prompts import build_prompt
+from eimf.core.errors import ArtifactError, LabelError
+from eimf.labels.cache import LabelCache
+from eimf.labels.label import Label, LabelRequest, Record, make_record, newest_labels, request_key
+from eimf.labels.prompts import Interest, build_prompt
+from eimf.labels.source import has_label, read_labels
 
 PARAMS = {"temperature": 0.0}
 TEXT = '{"interests": [{"name": "soaps and creams", "items": [2, 1]}]}'
@@ -65,10 +56,10 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_key_is_of_prompt_model_and_parameters() -> None:
     prompt = build_prompt(["a"])
     keys = {
-        module.request_key(prompt, "m", PARAMS),
-        module.request_key(build_prompt(["b"]), "m", PARAMS),
-        module.request_key(prompt, "n", PARAMS),
-        module.request_key(prompt, "m", {"temperature": 1.0}),
+        request_key(prompt, "m", PARAMS),
+        request_key(build_prompt(["b"]), "m", PARAMS),
+        request_key(prompt, "n", PARAMS),
+        request_key(prompt, "m", {"temperature": 1.0}),
     }
     assert len(keys) == 4
 
@@ -132,7 +123,7 @@ def test_a_claim_ends_with_its_lease_unless_renewed(tmp_path: Path) -> None:
 
 _CHILD = """
 import sys, time
-from eimf.semantics.labels import LabelCache
+from eimf.labels.cache import LabelCache
 cache = LabelCache(sys.argv[1])
 print(cache.claim("k"), flush=True)
 time.sleep(60)
@@ -199,7 +190,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path: Path) -> Non
 
 _FULL = """
 import resource, sys
-from eimf.errors import LabelError
+from eimf.core.errors import LabelError
 from tests.unit.test_labels import LabelCache, TEXT, record
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 n = 0

@@ -12,20 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from eimf.errors import LabelError
-from eimf.semantics.labels import LabelCache, LabelRequest
-from eimf.semantics.llm import (
-    CallError,
-    EndpointError,
-    LocalServer,
-    OpenAIBackend,
-    Reply,
-    decoding_params,
-    export_batch,
-    import_batch,
-    retry_after,
-)
-from eimf.semantics.prompts import build_prompt
+from eimf.core.errors import LabelError
+from eimf.labels.backend import CallError, EndpointError, Reply, decoding_params
+from eimf.labels.cache import LabelCache
+from eimf.labels.gguf import LocalServer
+from eimf.labels.label import LabelRequest
+from eimf.labels.openai import OpenAIBackend, retry_after
+from eimf.labels.openai_batch import export_batch, import_batch
+from eimf.labels.prompts import build_prompt
 from tests.fault_server import GOOD, Answer, FaultServer, completion, failure, sequence, serve
 
 pytest.importorskip("openai", reason="the extra llm is not installed")

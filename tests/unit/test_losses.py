@@ -6,17 +6,16 @@ import torch.nn.functional as F
 
 from eimf.backbones import Interests
 from eimf.backbones.comirec_sa import ComiRecSA
-from eimf.losses import (
-    RetrievalLoss,
-    _Sampled,
-    full_softmax,
+from eimf.losses.functions import (
     gbce,
     interest_hard_negatives,
     read_out,
     routing_regularisation,
     sampled_softmax,
 )
-from eimf.negatives import NegativeSampler
+from eimf.losses.kernels import _Sampled, full_softmax
+from eimf.losses.negatives import NegativeSampler
+from eimf.losses.retrieval_loss import RetrievalLoss
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import torch
 
-from eimf.metrics import (
+from eimf.evaluation.metrics import (
     RANKING,
     Exposure,
     RankingMetric,

@@ -1,6 +1,6 @@
-from eimf.naming import behind_words
-from eimf.semantics.labels import Label
-from eimf.semantics.prompts import Interest
+from eimf.explicit.naming import behind_words
+from eimf.labels.label import Label
+from eimf.labels.prompts import Interest
 
 
 def test_words_go_to_the_interest_that_attends_to_their_items() -> None:

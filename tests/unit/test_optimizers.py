@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from eimf.optimizers import RowWiseAdagrad, build_optimizer
+from eimf.training.optimizers import RowWiseAdagrad, build_optimizer
 
 
 def test_rows_that_a_batch_does_not_touch_stay() -> None:

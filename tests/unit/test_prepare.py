@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eimf.artifacts import new_artifact, read_manifest, sha256_file, write_text_atomic
-from eimf.config import DatasetConfig, load
+from eimf.config.load import load
+from eimf.config.schema import DatasetConfig
+from eimf.core.artifacts import new_artifact, read_manifest
+from eimf.core.errors import ArtifactError, DataError
+from eimf.core.files import sha256_file, write_text_atomic
 from eimf.data.download import TABLES
-from eimf.data.sequences import core_filter, load_prepared, prepare, statistics
-from eimf.errors import ArtifactError, DataError
+from eimf.data.prepare import core_filter, prepare
+from eimf.data.prepared import load_prepared, statistics
 
 
 def test_core_is_iterative_or_one_pass() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eimf.semantics.prompts import MAX_NAME, SCHEMA, Interest, build_prompt, parse_reply
+from eimf.labels.prompts import MAX_NAME, SCHEMA, Interest, build_prompt, parse_reply
 
 
 def reply(*interests: tuple[object, object]) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eimf.recovery import attended, matched_accuracy, recovery
+from eimf.evaluation.recovery import attended, matched_accuracy, recovery
 
 
 def test_the_names_of_interests_do_not_matter() -> None:

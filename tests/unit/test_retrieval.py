@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eimf.errors import ArtifactError
-from eimf.retrieval import ItemIndex, Retrieved, is_member, merge, rerank_diverse, retrieve
+from eimf.core.errors import ArtifactError
+from eimf.evaluation.retrieval import ItemIndex, Retrieved, is_member, merge, rerank_diverse, retrieve
 
 
 def table(n: int = 50, dim: int = 6) -> np.ndarray:

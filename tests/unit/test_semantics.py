@@ -9,29 +9,21 @@ import pytest
 import torch
 
 from eimf.backbones.comirec_sa import ComiRecSA
-from eimf.config import SplitConfig
-from eimf.data.batch import LabelledDraw, TrainingBatches
-from eimf.data.sequences import Prepared
+from eimf.config.schema import SplitConfig
+from eimf.core.errors import ConfigError, LabelError
+from eimf.data.batch import TrainingBatches
+from eimf.data.prepared import Prepared
 from eimf.data.splits import Spans, split
-from eimf.errors import ConfigError, LabelError
-from eimf.module import Explicit
-from eimf.provenance import digest_of
-from eimf.semantics.labels import Label
-from eimf.semantics.prompts import Interest
-from eimf.semantics.supervision import (
-    Supervision,
-    build_supervision,
-    describe_items,
-    match_labels,
-    mixed_groups,
-    names_of,
-    propagate,
-    shuffled,
-    shuffled_items,
-    take_share,
-)
-from eimf.semantics.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
-from eimf.semantics.typical import (
+from eimf.data.text import DEFAULT_ENCODER, encode_texts, item_texts, principal_components
+from eimf.explicit.controls import mixed_groups, shuffled, shuffled_items, take_share
+from eimf.explicit.item_interests import describe_items
+from eimf.explicit.propagation import propagate
+from eimf.explicit.sampling import LabelledDraw
+from eimf.explicit.supervision import Supervision, build_supervision, match_labels, names_of
+from eimf.explicit.tasks import Explicit
+from eimf.labels.label import Label
+from eimf.labels.prompts import Interest
+from eimf.labels.typical import (
     ask_about,
     choose_typical,
     coverage,
@@ -40,6 +32,7 @@ from eimf.semantics.typical import (
     side_by_side,
     user_vectors,
 )
+from eimf.runs.provenance import digest_of
 
 
 def labels_of(prepared: Prepared, n_items: int = 4, cut: int = 2) -> list[Label]:

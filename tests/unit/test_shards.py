@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eimf.cli import main
-from eimf.config import DatasetConfig
-from eimf.data.sequences import Prepared, prepare
+from eimf.cli.main import main
+from eimf.config.schema import DatasetConfig
+from eimf.core.errors import ConfigError, DataError
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.shards import Here, prepare_in_shards
-from eimf.errors import ConfigError, DataError
 
 
 def write_tables(folder: Path, n_files: int = 3, rows: int = 4000, seed: int = 0) -> tuple[Path, Path, Path]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eimf.significance import compare_paired, holm, paired_t_test
+from eimf.studies.significance import compare_paired, holm, paired_t_test
 
 
 def test_equal_models_are_not_different() -> None:

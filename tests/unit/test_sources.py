@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eimf.config import DatasetConfig, DemoConfig
-from eimf.data.sequences import Prepared, prepare
+from eimf.config.schema import DatasetConfig, DemoConfig
+from eimf.core.errors import ConfigError, DataError
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.sources import demo, table
 from eimf.data.sources.base import clean_interactions, clean_items
-from eimf.errors import ConfigError, DataError
 
 LOOSE: dict[str, Any] = {"user_min": 1, "item_min": 1}
 

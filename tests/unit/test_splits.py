@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from eimf.config import SplitConfig
-from eimf.data.sequences import Prepared, Sequences
+from eimf.config.schema import SplitConfig
+from eimf.core.errors import DataError
+from eimf.data.prepared import Prepared, Sequences
 from eimf.data.splits import split
-from eimf.errors import DataError
 
 
 def sequences(lengths: list[int], times: list[int] | None = None) -> Sequences:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from eimf.cli import load_train, main
-from eimf.config import load
-from eimf.errors import ConfigError
-from eimf.sweep import Hyperband, Parameter, arguments_of, read_sweep
-from eimf.trials import FINISHED, Trial, propose
+from eimf.cli.main import load_train, main
+from eimf.config.load import load
+from eimf.core.errors import ConfigError
+from eimf.studies.local_sweep import FINISHED, Trial, propose
+from eimf.studies.sweep import Hyperband, Parameter, arguments_of, read_sweep
 
 SWEEP: dict[str, Any] = {
     "method": "random",

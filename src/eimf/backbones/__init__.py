@@ -25,4 +25,5 @@ BACKBONES: dict[str, type[Backbone]] = {
     "popularity": Popularity,
 }
 
+
 __all__ = ["BACKBONES", "Backbone", "BackboneConfig", "Interests"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eimf.options import option
+from eimf.core.options import option
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from eimf.backbones.base import BackboneConfig, CausalBackbone
 from eimf.backbones.dropout import Dropout
-from eimf.options import option
+from eimf.core.options import option
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eimf.backbones.base import Backbone, BackboneConfig, Interests
-from eimf.options import option
+from eimf.core.options import option
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eimf.backbones.base import BackboneConfig, CausalBackbone, Interests
 from eimf.backbones.dropout import Dropout
-from eimf.options import option
+from eimf.core.options import option
 
 
 @dataclass(frozen=True)

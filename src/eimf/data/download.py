@@ -11,14 +11,20 @@ from typing import NamedTuple
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from eimf.artifacts import sha256_file
-from eimf.config import DatasetConfig
-from eimf.errors import DataError
+from eimf.config.schema import DatasetConfig
+from eimf.core.errors import DataError
+from eimf.core.files import sha256_file
 
 MIRROR = "EIMF_DATA_MIRROR"
+
+
 TABLES = ("interactions.csv.gz", "items.jsonl.gz")
 """Names under which a mirror may hold a data set as plain tables (`source: table`) instead of its official files."""
+
+
 TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".jsonl", ".jsonl.gz")
+
+
 TIMEOUT_S = 20
 
 

@@ -18,27 +18,28 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import polars as pl
 
-from eimf.artifacts import Manifest, new_artifact, write_json_atomic, write_manifest
-from eimf.config import DatasetConfig
+from eimf.config.schema import DatasetConfig
+from eimf.core.artifacts import Manifest, new_artifact, write_manifest
+from eimf.core.errors import ConfigError, DataError
+from eimf.core.files import write_json_atomic
 from eimf.data.download import TABLE_SUFFIXES, content_options, stamp, table_files
-from eimf.data.sequences import (
-    KIND,
+from eimf.data.prepare import (
     REPEATS,
     USERS_AT_A_TIME,
-    Prepared,
     describe_items,
     digest_parts,
     find_repeats,
     join_parts,
-    load_prepared,
     nobody_survives,
     number_items,
     sharded_folder,
 )
+from eimf.data.prepared import KIND, Prepared, load_prepared
 from eimf.data.sources import table
-from eimf.errors import ConfigError, DataError
 
 Result = TypeVar("Result")
+
+
 Say = Callable[[str], None]
 
 

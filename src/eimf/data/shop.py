@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eimf.artifacts import new_artifact
-from eimf.config import DemoConfig
-from eimf.data.sequences import join_parts
+from eimf.config.schema import DemoConfig
+from eimf.core.artifacts import new_artifact
+from eimf.core.errors import DataError
+from eimf.data.prepare import join_parts
 from eimf.data.sources import demo
-from eimf.errors import DataError
 
 USERS_AT_A_TIME = 100_000
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eimf.config import SplitConfig
-from eimf.data.sequences import Sequences
-from eimf.errors import DataError
+from eimf.config.schema import SplitConfig
+from eimf.core.errors import DataError
+from eimf.data.prepared import Sequences
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,16 +16,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from eimf.errors import ConfigError, EimfError
+from eimf.core.errors import ConfigError, EimfError
 from eimf.explorer.view import Explorer
 
 Number = TypeVar("Number", int, float)
+
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 FILES = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
+
+
 # Titles and labels are other people's text: the page builds text nodes only, and runs no script but its own.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "

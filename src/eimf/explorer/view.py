@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from eimf.data.sequences import Prepared, prepare
+from eimf.core.errors import ArtifactError, ConfigError, DataError, LabelError
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.splits import split
-from eimf.errors import ArtifactError, ConfigError, DataError, LabelError
-from eimf.naming import behind_words
-from eimf.recommender import Recommendation, Recommender, load
-from eimf.run_folder import read_results
-from eimf.semantics.labels import Label, read_labels
+from eimf.explicit.naming import behind_words
+from eimf.labels.label import Label
+from eimf.labels.source import label_source, read_labels
+from eimf.runs.folder import read_results
+from eimf.serving.recommender import Recommendation, Recommender, load
 
 SUGGESTIONS = 8
 
@@ -217,7 +219,7 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     sources = [model.config for model in models if model.config.eimf.enabled] or [config]
     try:
         known = set(prepared.user_ids)
-        labels = {one.user_id: one for one in read_labels(sources[0].label_source) if one.user_id in known}
+        labels = {one.user_id: one for one in read_labels(label_source(sources[0])) if one.user_id in known}
     except LabelError:
         labels = {}
     return Explorer(runs, prepared, labels=labels, parts=parts)

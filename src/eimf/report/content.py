@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-from eimf.artifacts import write_text_atomic
-from eimf.errors import ArtifactError
+from eimf.core.errors import ArtifactError
+from eimf.core.files import write_text_atomic
 from eimf.report.page import render
 from eimf.report.run import describe_run
 from eimf.report.suite import describe_suite

@@ -10,8 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, readable on both themes
+
+
 MARKERS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
+
+
 INK = "#123456"  # replaced by currentColor
+
+
 STYLE = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",

@@ -6,24 +6,28 @@ import numpy as np
 import polars as pl
 import torch
 
-from eimf.callbacks import read_curves
-from eimf.config import Config, load
+from eimf.config.load import load
+from eimf.config.schema import Config
+from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.batch import gather_history
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import Prepared, prepare
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.splits import Holdout
-from eimf.errors import ArtifactError, ConfigError, LabelError
-from eimf.groups import place_of_level
-from eimf.naming import behind_words
-from eimf.recommender import Recommender
-from eimf.recommender import load as load_model
-from eimf.recovery import attended, recovery
+from eimf.evaluation.groups import place_of_level
+from eimf.evaluation.recovery import attended, recovery
+from eimf.explicit.naming import behind_words
+from eimf.labels.cache import LabelCache
+from eimf.labels.label import newest_labels
+from eimf.labels.quality import assess_items, describe
+from eimf.labels.source import is_cache, label_source, read_labels
 from eimf.report.figures import intervals, lines, points
 from eimf.report.page import Section, number
-from eimf.run_folder import read_results
-from eimf.semantics.labels import LabelCache, is_cache, newest_labels, read_labels
-from eimf.semantics.quality import assess_items, describe
-from eimf.training import group_held_out
+from eimf.runs.curves import read_curves
+from eimf.runs.folder import read_results
+from eimf.serving.recommender import Recommender
+from eimf.serving.recommender import load as load_model
+from eimf.training.datamodule import InteractionData
+from eimf.training.evaluate import group_held_out
 
 USE = ("interest_cosine", "interests_used", "hit_share")
 
@@ -99,7 +103,7 @@ def _label_quality(config: Config, prepared: Prepared) -> list[Section]:
     """How good the explicit interests are that a run was trained with."""
     if not config.eimf.enabled:
         return []
-    source = config.label_source
+    source = label_source(config)
     try:
         labels = newest_labels(read_labels(source))
         found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
@@ -115,7 +119,7 @@ def _label_quality(config: Config, prepared: Prepared) -> list[Section]:
 
 def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
     """Replies, tokens and seconds that the explicit interests took, where a label cache knows them."""
-    source = config.label_source
+    source = label_source(config)
     if not config.eimf.enabled or not source.is_file() or not is_cache(source):
         return ()
     with LabelCache(source, read_only=True) as cache:
@@ -211,7 +215,7 @@ def _told(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
     if not config.eimf.enabled:
         return []
     try:
-        labels = newest_labels(read_labels(config.label_source))
+        labels = newest_labels(read_labels(label_source(config)))
     except LabelError:
         return []
     found: list[tuple[np.ndarray, str]] = []

@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import polars as pl
 
-from eimf.callbacks import read_curves
-from eimf.config import load
-from eimf.groups import POPULARITY
+from eimf.config.load import load
+from eimf.evaluation.groups import POPULARITY
 from eimf.report.figures import intervals, lines
 from eimf.report.page import Cell, Section, number
+from eimf.runs.curves import read_curves
 
 
 def describe_suite(folder: Path, to: Path) -> list[Section]:

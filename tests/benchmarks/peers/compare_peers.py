@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eimf.config import Config, load
+from eimf.config.load import load
+from eimf.config.schema import Config
 from eimf.data.batch import TrainingBatches, gather_history
-from eimf.data.sequences import prepare
+from eimf.data.prepare import prepare
 from eimf.data.splits import split
-from eimf.metrics import RANKING, find_hits
-from eimf.retrieval import ItemIndex, retrieve
+from eimf.evaluation.metrics import RANKING, find_hits
+from eimf.evaluation.retrieval import ItemIndex, retrieve
 from tests.benchmarks.peers import protocol
 from tests.conftest import ROOT, real_data
 

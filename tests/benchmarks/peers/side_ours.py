@@ -8,12 +8,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from eimf.callbacks import RetrievalEval
-from eimf.config import load
+from eimf.config.load import load
 from eimf.data.batch import gather_history
-from eimf.data.datamodule import InteractionData
-from eimf.data.sequences import prepare
-from eimf.training import build_model, build_trainer, quiet_lightning
+from eimf.data.prepare import prepare
+from eimf.evaluation.evaluator import RetrievalEval
+from eimf.training.build import build_model, build_trainer, quiet_lightning
+from eimf.training.datamodule import InteractionData
 from tests.benchmarks.peers import protocol
 
 SAMPLED = ["loss.name=sampled_softmax", f"loss.n_negatives={protocol.NEGATIVES}", "data.sampling=every_position"]

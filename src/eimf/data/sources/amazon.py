@@ -4,12 +4,14 @@ from pathlib import Path
 
 import polars as pl
 
-from eimf.config import DatasetConfig
+from eimf.config.schema import DatasetConfig
+from eimf.core.errors import ConfigError
 from eimf.data.sources.base import RawData, clean_interactions, clean_items
 from eimf.data.sources.jsonlines import read_records
-from eimf.errors import ConfigError
 
 _TEXTS = pl.List(pl.String)
+
+
 # release -> fields of (user, item, time), fields of (item, title, categories, brand) with their types, time unit
 _RELEASES = {
     "2014": (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from eimf.errors import DataError
+from eimf.core.errors import DataError
 
 ITEM_SCHEMA = {"item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String), "brand": pl.String}
 

@@ -10,14 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from eimf.config import DemoConfig
+from eimf.config.schema import DemoConfig
 from eimf.data.sources.base import ITEM_SCHEMA, Interactions, RawData
 
 NOISE = -1
 """True interest of an interaction that came from none of the user's interests."""
 
+
 MAX_INTERESTS, MAX_LENGTH = 5, 60
+
+
 _SWITCH, _FOLLOW, _NOISE, _DRIFT = 0.35, 0.5, 0.08, 0.02  # probabilities of one step
+
 
 _DEPARTMENTS = {
     "Kitchen": ["Chef Knife", "Saucepan", "Cutting Board", "Coffee Grinder", "Spice Rack", "Mixing Bowl"],
@@ -40,17 +44,25 @@ _DEPARTMENTS = {
     "Cycling": ["Bike Helmet", "Chain Lube", "Bike Lock", "Saddle Bag", "Floor Pump", "Cycling Gloves"],
     "Photography": ["Camera Strap", "Tripod", "Lens Filter", "Light Box", "Memory Card Case", "Photo Album"],
 }
+
+
 _STYLES = {
     "Eco": ["Recycled", "Bamboo", "Organic", "Plastic-Free", "Solar"],
     "Compact": ["Folding", "Travel", "Mini", "Pocket", "Slim"],
     "Professional": ["Pro", "Heavy-Duty", "Studio", "Precision", "Titanium"],
     "Playful": ["Rainbow", "Cartoon", "Glow-in-the-Dark", "Retro", "Pastel"],
 }
+
+
 _BRAND_PARTS = (
     ["Nor", "Al", "Ve", "Tor", "Mi", "Ka", "Bel", "Sun"],
     ["dal", "mora", "vik", "lune", "sto", "rra"],
 )
+
+
 _COLORS = ["Black", "Sand", "Teal", "Coral", "Slate", "Ivory", "Moss", "Plum"]
+
+
 _PACKS = ["", " (2-Pack)", " (Gift Set)", ", Large", ", Small", ", 2nd Edition"]
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import polars as pl
 from tqdm import tqdm
 
-from eimf.errors import DataError
+from eimf.core.errors import DataError
 
 BLOCK_BYTES = 32 * 2**20
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from eimf.config import DatasetConfig
+from eimf.config.schema import DatasetConfig
+from eimf.core.errors import ConfigError, DataError
 from eimf.data.sources.base import RawData, clean_interactions, clean_items
-from eimf.errors import ConfigError, DataError
 
 _GENRES = [
     "unknown",

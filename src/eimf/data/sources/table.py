@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-from eimf.config import DatasetConfig
+from eimf.config.schema import DatasetConfig
+from eimf.core.errors import DataError
 from eimf.data.sources.base import Interactions, RawData, clean_interactions, clean_items
 from eimf.data.sources.jsonlines import read_records
-from eimf.errors import DataError
 
 ROWS_AT_A_TIME = 1_000_000
 

@@ -1,0 +1,134 @@
+"""The command `eimf compare`: run what is missing of a suite, and compare."""
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from eimf.core.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from eimf.studies.comparison import Comparison
+    from eimf.studies.suite import Planned, Suite
+
+
+def add_compare_command(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `eimf compare`."""
+    parser.add_argument("suite", metavar="SUITE", help="a YAML file, or a name in experiments/suites")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2], suite=NAME"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
+    parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
+    parser.add_argument(
+        "--any-code", action="store_true", help="use finished runs of other versions of the code too (they are named)"
+    )
+    parser.add_argument(
+        "--groups", action="store_true", help="also lifts by history length, popularity, nearness to labelled users"
+    )
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th run only, from the i-th")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from eimf.studies.comparison import compare
+    from eimf.studies.suite import FINISHED, finished_runs, plan, read_suite, run_suite
+    from eimf.studies.tables import sentences, to_rich, write_comparison
+
+    say = partial(print, flush=True)
+    index, shards = _shard(options.shard)
+    suite = read_suite(options.suite, options.overrides)
+    planned = plan(suite, options.any_code, say)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file has room
+    _show_plan(console, planned)
+    if options.dry_run:
+        return
+    failed: list[str] = []
+    if not options.no_run:
+        failed = run_suite(planned[index - 1 :: shards], suite.folder, say)
+        planned = plan(suite, options.any_code, say)
+    runs = finished_runs(suite, planned)
+    found = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
+    console.print(to_rich(found))
+    for sentence in sentences(found):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    if options.groups:
+        _show_groups(console, suite, runs, found, say)
+    _show_costs(console, found.costs)
+    unfinished = sum(one.state != FINISHED for one in planned)
+    if unfinished:
+        say(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
+    paths = write_comparison(found, suite.folder / "comparison")
+    say(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
+    if failed:
+        raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, shards = text.partition("/")
+    if not (slash and index.isdigit() and shards.isdigit() and 1 <= int(index) <= int(shards)):
+        raise ConfigError(f"--shard: must be i/n with i from 1 to n, for example 1/4, is {text!r}.")
+    return int(index), int(shards)
+
+
+def _show_plan(console: Console, planned: "list[Planned]") -> None:
+    from eimf.studies.suite import FINISHED
+
+    table = Table(title=f"{len(planned)} runs", title_justify="left")
+    for column in ("variant", "seed", "state", "folder"):
+        table.add_column(column, overflow="fold")
+    for one in planned:
+        state = one.state + (", other code" if one.found and one.state == FINISHED and not one.found.this_code else "")
+        table.add_row(one.variant, str(one.config.seed), state, str(one.found.folder if one.found else ""))
+    console.print(table)
+
+
+def _show_groups(
+    console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], found: "Comparison", say: Callable[[str], None]
+) -> None:
+    """Lifts by groups of users, in the table's first metric; kept in `groups.csv`."""
+    import polars as pl
+
+    from eimf.core.files import write_text_atomic
+    from eimf.data.prepare import prepare
+    from eimf.studies.comparison import compare_groups
+    from eimf.training.datamodule import InteractionData
+    from eimf.training.evaluate import group_held_out
+
+    configs = [configs[0] for configs in suite.variants.values()]
+    config = next((one for one in configs if one.eimf.enabled), suite.first)  # whose labels users are near to
+    data = InteractionData(prepare(config.dataset, config.data.root, say), config)
+    groups = group_held_out(data, found.part, say)
+    lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
+    table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
+    for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
+        table.add_column(
+            column, justify="left" if column in ("group", "level", "variant") else "right", overflow="fold"
+        )
+    for one in lifts:
+        interval = f"{one.low:+.1%} to {one.high:+.1%}"
+        table.add_row(
+            one.group, one.level, f"{one.users:,}", one.variant, f"{one.baseline:.4f}", f"{one.lift:+.1%}", interval
+        )
+    console.print(table)
+    folder = suite.folder / "comparison"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "groups.csv", pl.DataFrame([vars(one) for one in lifts]).write_csv())
+
+
+def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
+    table = Table(title="costs of a run (means)", title_justify="left")
+    names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
+    table.add_column("variant", overflow="fold")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for variant, found in costs.items():
+        table.add_row(variant, *(f"{found[name]:.2f}" if name in found else "" for name in names))
+    console.print(table)

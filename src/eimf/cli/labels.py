@@ -1,0 +1,331 @@
+"""The commands `eimf label ...`: choose typical users, ask an LLM about them, look after the answers."""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eimf.core.errors import ConfigError, LabelError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from eimf.config.schema import Config
+    from eimf.data.prepared import Prepared
+    from eimf.data.splits import Spans
+    from eimf.labels.label import LabelRequest
+    from eimf.labels.typical import Typical
+
+Load = Callable[[argparse.Namespace], "Config"]
+
+
+def add_label_commands(
+    parser: argparse.ArgumentParser, experiment: Callable[[argparse.ArgumentParser], None], load: Load
+) -> None:
+    """Add `run`, `export`, `import`, `stats`, `show` and `check`.
+
+    Args:
+        experiment: adds the arguments that name an experiment.
+        load: makes the configuration of them.
+    """
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace, "Config"], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        experiment(made)
+        made.set_defaults(run=lambda options: run(options, load(options)))
+        return made
+
+    run = command("run", _run, "ask an LLM about typical users; what the cache has is not asked again")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show three prompts, calls, tokens, cost and time; ask nothing"
+    )
+    run.add_argument("--retry", action="store_true", help="ask again where a reply was invalid or refused")
+    export = command("export", _export, "write the labels as JSONL, or the open questions as an OpenAI batch file")
+    export.add_argument("--to", type=Path, required=True, metavar="FILE")
+    export.add_argument("--batch", action="store_true", help="questions for OpenAI's Batch API instead of labels")
+    take = command("import", _import, "read labels from JSONL, or the output of an OpenAI batch")
+    take.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
+    command("stats", _stats, "count replies, tokens and seconds")
+    show = command("show", _show, "show what the LLM said of a user")
+    show.add_argument("--user", required=True, metavar="USER_ID")
+    command("check", _check, "check the labels' quality: validity, coverage, grounding, duplicates")
+
+
+def _prepared(config: "Config") -> "Prepared":
+    from eimf.data.prepare import prepare
+
+    return prepare(config.dataset, config.data.root, print)
+
+
+def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
+    """What users are clustered by: their texts, their behaviour, or both (`typical.represent`)."""
+    from eimf.data.text import encode_items
+    from eimf.labels.typical import interest_vectors, side_by_side, user_vectors
+    from eimf.runs.folder import load_backbone
+
+    found = []
+    if config.typical.represent != "behaviour":
+        titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+        found.append(user_vectors(prepared.sequences, spans, titles))
+    if config.typical.represent != "text":
+        backbone, trained = load_backbone(Path(config.typical.run), prepared)
+        if trained.split != config.split:
+            raise ConfigError(
+                f"typical.run: {config.typical.run} was trained on another split (split.kind={trained.split.kind}, "
+                f"split.seed={trained.split.seed}), so its model has seen users or items that are held out here; "
+                "name a run of this split."
+            )
+        found.append(interest_vectors(backbone, prepared.sequences, spans, trained.data.max_len))
+    return side_by_side(*found)
+
+
+def _choose(config: "Config", prepared: "Prepared", budgets: tuple[int, ...]) -> "list[Typical]":
+    """Typical users of the training data for each budget."""
+    from eimf.data.splits import split
+    from eimf.labels.typical import coverage_by_budget
+
+    spans, typical = split(prepared.sequences, config.split).train, config.typical
+    return coverage_by_budget(
+        _user_vectors(config, prepared, spans),
+        spans,
+        budgets,
+        n_clusters=typical.clusters,
+        min_history=typical.min_history,
+        method=typical.method,
+        seed=typical.seed,
+    )
+
+
+def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
+    """Questions about the typical users of the training data."""
+    from eimf.data.splits import split
+    from eimf.labels.typical import ask_about
+
+    if not (prepared.items["title"].str.strip_chars() != "").any():
+        raise LabelError(
+            f"{config.dataset.name}: none of its items has a title, so an LLM would be paid for nothing; give an items "
+            "table with a column title (dataset.items)."
+        )
+    spans = split(prepared.sequences, config.split).train
+    (chosen,) = _choose(config, prepared, (config.typical.budget_of(len(spans.user_idx)),))
+    print(
+        f"typical users: {len(chosen.users)} of {len(spans.user_idx):,}; mean distance of a training user to the "
+        f"nearest one: {chosen.coverage:.3f}"
+    )
+    return ask_about(prepared, spans, chosen.users["user_idx"].to_list(), config.typical.max_items)
+
+
+def _show_coverage(config: "Config", prepared: "Prepared") -> None:
+    """How near typical users are, for smaller budgets than the one asked for."""
+    from eimf.data.splits import split
+
+    budget = config.typical.budget_of(len(split(prepared.sequences, config.split).train.user_idx))
+    budgets = tuple(sorted({max(1, budget // part) for part in (16, 8, 4, 2, 1)}))
+    table = Table(title="typical users: coverage by budget", title_justify="left")
+    for column in ("budget", "mean cosine distance of a training user to the nearest typical one"):
+        table.add_column(column, justify="right")
+    for size, chosen in zip(budgets, _choose(config, prepared, budgets), strict=True):
+        table.add_row(f"{size:,}", f"{chosen.coverage:.3f}")
+    Console().print(table)
+
+
+def _parameters(config: "Config") -> dict[str, Any]:
+    return {"temperature": config.llm.temperature, "max_tokens": config.llm.max_tokens}
+
+
+def _model(config: "Config") -> str:
+    if not config.llm.model:
+        raise ConfigError(
+            "llm.model: is empty; name the model, for example llm.model=gpt-5-mini, and llm.base_url=... of its server."
+        )
+    return config.llm.model
+
+
+def _unanswered(
+    config: "Config", requests: "list[LabelRequest]", model: str, again: "Set[str]"
+) -> "list[LabelRequest]":
+    """The requests that the cache has no reply to by a model."""
+    from eimf.labels.cache import LabelCache
+    from eimf.labels.label import request_key
+
+    if not model or not _has_cache(config):
+        return requests
+    keys = [request_key(one.prompt, model, _parameters(config)) for one in requests]
+    with LabelCache(config.label_cache, read_only=True) as cache:
+        left = set(cache.pending(keys, again))
+    return [one for one, key in zip(requests, keys, strict=True) if key in left]
+
+
+def _run(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.asking import AGAIN, preview, run
+    from eimf.labels.cache import LabelCache
+    from eimf.labels.gguf import LocalServer
+    from eimf.labels.openai import OpenAIBackend
+
+    prepared, llm = _prepared(config), config.llm
+    requests = _questions(config, prepared)
+    again = AGAIN | ({"invalid", "refused"} if options.retry else set())
+    concurrency = 1 if llm.gguf else llm.concurrency  # this process answers one prompt at a time
+    if options.dry_run:
+        _show_coverage(config, prepared)
+        left = _unanswered(config, requests, Path(llm.gguf).stem or llm.model, again)
+        print(
+            preview(
+                left,
+                price_in=llm.price_in,
+                price_out=llm.price_out,
+                seconds_per_call=llm.seconds_each,
+                concurrency=concurrency,
+                rate_per_minute=llm.per_minute,
+                done=len({one.prompt for one in requests}) - len({one.prompt for one in left}),
+            )
+        )
+        return
+
+    async def work(model: str, base_url: str) -> None:
+        backend = OpenAIBackend(
+            model,
+            base_url,
+            llm.key_variable,
+            temperature=llm.temperature,
+            max_tokens=llm.max_tokens,
+            timeout=llm.timeout,
+            attempts=llm.attempts,
+        )
+        try:
+            with LabelCache(config.label_cache) as cache:
+                summary = await run(
+                    requests,
+                    backend,
+                    cache,
+                    concurrency=concurrency,
+                    rate_per_minute=llm.per_minute,
+                    again=again,
+                )
+        finally:
+            await backend.close()
+        print(f"{config.label_cache}: {summary.describe()} | {summary.cached} known")
+        for status, reason in summary.reasons.items():
+            print(f"  {status}, for example: {reason}")
+
+    if llm.gguf:
+        with LocalServer(llm.gguf) as server:
+            asyncio.run(work(server.model, server.base_url))
+    else:
+        asyncio.run(work(_model(config), llm.base_url))
+
+
+def _export(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.asking import AGAIN
+    from eimf.labels.cache import LabelCache
+    from eimf.labels.openai_batch import export_batch
+
+    if options.batch:
+        model = _model(config)
+        requests = _unanswered(config, _questions(config, _prepared(config)), model, AGAIN)
+        if not requests:
+            raise LabelError(f"{config.label_cache}: has a reply to every question; there is nothing to export.")
+        count = export_batch(options.to, requests, model=model, params=_parameters(config))
+    else:
+        with LabelCache(_existing(config), read_only=True) as cache:
+            count = cache.export_jsonl(options.to)
+    print(f"{options.to}: {count} lines")
+
+
+def _import(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.cache import LabelCache
+    from eimf.labels.openai_batch import import_batch
+
+    prepared, examples = _prepared(config), {}
+    if _is_batch(options.source):
+        requests = _questions(config, prepared)
+        with LabelCache(config.label_cache) as cache:
+            batch = import_batch(options.source, cache, requests, model=_model(config), params=_parameters(config))
+        rest = ("repeated", "unknown", "broken_lines", "missing")
+        found = batch.counts | {name: getattr(batch, name) for name in rest}
+    else:
+        with LabelCache(config.label_cache) as cache:
+            report = cache.import_jsonl(options.source, set(prepared.user_ids), set(prepared.items["item_id"]))
+        found, examples = {name: value for name, value in vars(report).items() if name != "first"}, report.first
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items() if count)
+    print(f"{config.label_cache}: {told}")
+    for name, example in examples.items():
+        print(f"  {name.replace('_', ' ')}, for example: {example}")
+
+
+def _is_batch(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return any('"custom_id"' in line for line, _ in zip(file, range(20), strict=False))
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({os.strerror(error.errno or 0)}).") from None
+
+
+def _has_cache(config: "Config") -> bool:
+    return config.label_cache.is_file() and config.label_cache.stat().st_size > 0  # a full disk leaves empty files
+
+
+def _existing(config: "Config") -> Path:
+    path = config.label_cache
+    if not _has_cache(config):
+        raise LabelError(f"{path}: no labels yet; make some with eimf label run, or read some with eimf label import.")
+    return path
+
+
+def _stats(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.cache import LabelCache
+
+    with LabelCache(_existing(config), read_only=True) as cache:
+        records = cache.records()
+    table = Table(title=str(config.label_cache), title_justify="left")
+    for column in ("model", "status", "replies", "tokens in", "tokens out", "seconds a reply"):
+        table.add_column(column, justify="left" if column in ("model", "status") else "right")
+    for model, status in sorted({(one.model, one.status) for one in records}):
+        rows = [one for one in records if (one.model, one.status) == (model, status)]
+        seconds = sum(one.seconds for one in rows) / len(rows)
+        tokens = (sum(one.tokens_in for one in rows), sum(one.tokens_out for one in rows))
+        table.add_row(Text(model), status, f"{len(rows):,}", f"{tokens[0]:,}", f"{tokens[1]:,}", f"{seconds:.2f}")
+    Console().print(table)
+
+
+def _show(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.cache import LabelCache
+
+    with LabelCache(_existing(config), read_only=True) as cache:
+        found = [record for record in cache.records() if record.user_id == options.user]
+    if not found:
+        raise LabelError(
+            f"--user: {options.user!r} has no reply in {config.label_cache}; eimf label stats counts them."
+        )
+    prepared, console = _prepared(config), Console()
+    titles = dict(zip(prepared.items["item_id"], prepared.items["title"], strict=True))
+    for record in found:
+        console.print(Text(f"{record.model}, {record.status} {record.reason}".rstrip()), style="bold")
+        for one in record.interests:
+            console.print(Text(one.name))
+            for number in one.items:
+                console.print(Text(f"  {number:>2}. {titles.get(record.history[number - 1], '(unknown item)')}"))
+
+
+def _check(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.cache import LabelCache
+    from eimf.labels.label import newest_labels
+    from eimf.labels.quality import assess_items, describe
+
+    with LabelCache(_existing(config), read_only=True) as cache:
+        labels, counts = newest_labels(cache.labels()), cache.counts()
+    if not labels:
+        raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")
+    prepared = _prepared(config)
+    found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
+    table = Table(title=str(config.label_cache), title_justify="left", show_header=False)
+    for name, value in describe(found, counts).items():
+        table.add_row(name, value)
+    Console().print(table)

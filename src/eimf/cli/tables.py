@@ -1,0 +1,83 @@
+"""TODO"""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from eimf.data.prepared import Prepared
+    from eimf.evaluation.evaluator import Evaluation
+
+SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
+
+
+def _plain(text: str) -> Any:
+    """A title as text: markup in it is shown, not obeyed."""
+    from rich.text import Text
+
+    return Text(text or "(no title)")
+
+
+def print_statistics(prepared: "Prepared") -> None:
+    """Print the usual statistics table of a data set, and what was repaired."""
+    from eimf.data.prepared import statistics
+
+    found = statistics(prepared)
+    table = Table(title=f"{prepared.folder.name}", title_justify="left")
+    for column in ("users", "items", "interactions", "mean length", "median", "density", "last two tied"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{found.users:,}",
+        f"{found.items:,}",
+        f"{found.interactions:,}",
+        f"{found.mean_length:.2f}",
+        f"{found.median_length:.0f}",
+        f"{100 * found.density:.3f}%",
+        f"{100 * found.tied_users:.1f}%",
+    )
+    Console().print(table)
+    for what, count in prepared.manifest.repairs.items():
+        _say(f"  {count:,} {what}")
+
+
+def print_results(results: "dict[str, Evaluation]", title: str) -> None:
+    """Print metrics of validation and test users, and what more is known of the test lists."""
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    columns = list(results)
+    shown = columns[-1]  # test, or validation where the test users are left alone
+    for part in columns:
+        table.add_column(part, justify="right")
+    untied = any(key.startswith("untied/") for one in results.values() for key in one.summary)
+    if untied:
+        table.add_column(f"{shown}, untied", justify="right")
+    keys = [key for key in results[shown].summary if key.split("@")[0] in SHOWN]
+    for key in keys:
+        row = [f"{results[part].summary[key]:.4f}" for part in columns]
+        if untied:
+            value = results[shown].summary.get(f"untied/{key}")
+            row.append("" if value is None else f"{value:.4f}")
+        table.add_row(key, *row)
+    console.print(table)
+    rest = {key: value for key, value in results[shown].summary.items() if key not in keys and "untied/" not in key}
+    if rest:
+        console.print(
+            f"{shown} lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False
+        )
+    trade_off = results[shown].trade_off
+    if len(trade_off) > 1:
+        table = Table(
+            title=f"accuracy against diversity (ComiRec's controllable aggregation), {shown}",
+            title_justify="left",
+        )
+        for column in trade_off[0]:
+            table.add_column(column, justify="right")
+        for one in trade_off:
+            table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in one.items()))
+        console.print(table)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,5 @@
+"""TODO"""
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]

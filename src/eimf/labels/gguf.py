@@ -1,0 +1,74 @@
+"""TODO"""
+
+import os
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from eimf.core.errors import LabelError
+from eimf.labels.prompts import shorten
+
+
+class LocalServer:
+    """llama.cpp's server in this process, for a GGUF file; a context manager. Needs the extra `local`.
+
+    ```python
+    with LocalServer("model.gguf") as server:
+        backend = OpenAIBackend(server.model, server.base_url)
+    ```
+
+    Args:
+        gguf: the model file.
+        context: tokens of prompt and reply together, for each of `parallel` prompts at once.
+        threads: 0 takes all cores that this process may use.
+
+    Raises:
+        LabelError: no such file, not a model, or the package is missing.
+    """
+
+    def __init__(
+        self, gguf: str | os.PathLike[str], *, context: int = 4096, parallel: int = 1, threads: int = 0
+    ) -> None:
+        self.path = Path(gguf)
+        self.model = self.path.stem
+        self.context = context
+        self.parallel = parallel
+        self.threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4))
+        self.base_url = ""
+        self._server: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            with self.path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise LabelError(f"{self.path}: cannot be read ({error.strerror}).") from None
+        if magic != b"GGUF":
+            raise LabelError(f"{self.path}: is not a GGUF file.")
+        try:
+            xllamacpp: Any = import_module("xllamacpp")  # untyped, and mostly not installed
+        except ImportError:
+            raise LabelError("The package xllamacpp is missing; install it with: pip install 'eimf[local]'") from None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self.path)
+        params.model_alias = {self.model}
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0  # any free one
+        params.cors_origins = "http://127.0.0.1"  # no web page's script may use it
+        params.n_ctx = self.context * self.parallel
+        params.n_parallel = self.parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
+        params.verbosity = 1
+        try:
+            self._server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise LabelError(f"{self.path}: llama.cpp cannot load it ({shorten(str(error))}).") from None
+        self.base_url = f"{self._server.listening_address}/v1"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server = None  # its destructor stops it
+        self.base_url = ""

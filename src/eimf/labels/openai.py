@@ -1,0 +1,267 @@
+"""Ways to an LLM: any OpenAI-compatible endpoint, batch files, and a local GGUF file behind such an endpoint."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from eimf.core.errors import LabelError
+from eimf.core.options import is_variable
+from eimf.labels.backend import CallError, EndpointError, Reply, decoding_params
+from eimf.labels.prompts import SCHEMA, Prompt, shorten
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+OPENAI = "https://api.openai.com/v1"
+
+
+FORMATS = ("json_schema", "json_object", "text")
+"""How the shape of a reply is asked for, strictest first."""
+
+
+def chat_body(prompt: Prompt, model: str, params: Mapping[str, Any], form: str = FORMATS[0]) -> dict[str, Any]:
+    """Body of a chat completion request."""
+    messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    body: dict[str, Any] = {"model": model, "messages": messages, **params}
+    if form == "json_schema":
+        schema = {"name": "interests", "strict": True, "schema": SCHEMA}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif form == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
+
+
+async def _at_once() -> None:
+    pass
+
+
+class OpenAIBackend:
+    """An OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ...
+
+    Args:
+        model: as the endpoint calls it.
+        base_url: up to and with `/v1`.
+        api_key_env: environment variable with the key. An endpoint other than OpenAI's may do without.
+        temperature, max_tokens: decoding parameters.
+        timeout: seconds for a whole reply.
+        attempts: calls for one prompt before it counts as failed.
+        backoff: the n-th retry waits a random time of up to `backoff * 2**n` seconds, `longest_wait` at most.
+        longest_wait: seconds; a server that asks for a longer wait by Retry-After ends the run.
+
+    Attributes:
+        before_call: awaited before every call, retries too; `labelling.run` keeps its rate limit by it.
+
+    Raises:
+        LabelError: no key, no `openai` package, or no usable address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = OPENAI,
+        api_key_env: str = "OPENAI_API_KEY",
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        timeout: float = 60.0,
+        attempts: int = 6,
+        backoff: float = 1.0,
+        longest_wait: float = 120.0,
+    ) -> None:
+        self.model = model
+        self.params = decoding_params(temperature, max_tokens)
+        self.base_url = base_url
+        self.api_key_env = api_key_env
+        self.timeout = timeout
+        self.attempts = attempts
+        self.backoff = backoff
+        self.longest_wait = longest_wait
+        self.before_call: Callable[[], Awaitable[None]] = _at_once
+        self._address = _address(base_url)
+        if not is_variable(api_key_env):
+            raise LabelError("api_key_env: must name an environment variable, such as OPENAI_API_KEY; it may be a key.")
+        key = os.environ.get(api_key_env, "").strip()
+        if not key and urlsplit(base_url).hostname == urlsplit(OPENAI).hostname:
+            raise LabelError(
+                f"{api_key_env}: not set; {self._address} needs a key: export {api_key_env}=..., or name a server of"
+                " your own, such as llm.base_url=http://localhost:8000/v1, which may need none."
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise LabelError(f"{api_key_env}: holds characters that no key has; set it again.")
+        if find_spec("openai") is None:
+            raise LabelError("The package openai is missing; install it with: pip install 'eimf[llm]'")
+        self._key = key or "none"
+        self._client: AsyncOpenAI | None = None
+        self._form = 0  # index in FORMATS of what the server is known to accept
+        self._renamed: dict[str, str] = {}  # parameters that the server wants under another name, or not at all
+        self._not_before = 0.0  # a server that asks one call to wait means all of them
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def complete(self, prompt: Prompt) -> Reply:
+        import openai
+
+        form, problem, unreachable = self._form, "", 0
+        attempt = 0
+        while attempt < self.attempts:
+            while True:  # the rate limit last, or all calls that were told to wait would start at once
+                await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+                await self.before_call()
+                if time.monotonic() >= self._not_before:
+                    break
+            wait, renamed = None, dict(self._renamed)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    reply = await self._ask(prompt, FORMATS[form], renamed)
+                self._form = max(self._form, form)
+                return reply
+            except (TimeoutError, openai.APITimeoutError) as error:
+                problem = f"no answer within {self.timeout:g} s"
+                unreachable += type(error.__cause__).__name__ == "ConnectTimeout"
+            except openai.APIConnectionError as error:
+                problem = f"connection failed ({type(error.__cause__).__name__})"
+                unreachable += type(error.__cause__).__name__ == "ConnectError"
+            except openai.APIStatusError as error:
+                code, what = error.status_code, self._tell(error)
+                if _is_filtered(error):
+                    return Reply(what, refused=True)
+                if code in (401, 403, 404):
+                    raise LabelError(self._mend(code, what)) from None
+                if code == 402 or (code == 429 and error.code == "insufficient_quota"):
+                    raise LabelError(f"{self._address}: the account's quota is used up ({what}).") from None
+                if code in (400, 422) and self._adapt(error, renamed):
+                    continue  # the same attempt, with other parameters
+                if code in (400, 422) and form + 1 < len(FORMATS):
+                    form += 1
+                    continue
+                if code not in (408, 409, 429) and code < 500:
+                    raise CallError(f"{self._address}: status {code}: {what}") from None
+                problem = f"status {code}: {what}"
+                wait = retry_after(error.response.headers.get("retry-after", ""))
+            except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
+                problem = "the reply is not a chat completion"  # HTML, half a JSON, JSON of another shape
+            attempt += 1
+            if wait is not None:  # means all calls, those of other prompts too
+                if wait > self.longest_wait:
+                    raise LabelError(
+                        f"{self._address}: asks to wait {wait:.0f} s ({problem}). Stopped; finished labels are kept."
+                    )
+                self._not_before = max(self._not_before, time.monotonic() + wait)
+            if attempt < self.attempts:
+                await self._pause(attempt, wait)
+        if unreachable == self.attempts:
+            raise EndpointError(
+                f"{self._address}: cannot be reached ({problem}, {self.attempts} attempts); is the server running?"
+            )
+        raise CallError(f"{self._address}: {problem} ({self.attempts} attempts)")
+
+    async def _pause(self, attempt: int, wait: float | None) -> None:
+        jitter = random.uniform(0.0, min(self.longest_wait, self.backoff * 2.0 ** (attempt - 1)))
+        if wait:
+            jitter = min(jitter, self.backoff)  # on top, so that not all come back at once
+        await asyncio.sleep((wait or 0.0) + jitter)
+
+    async def _ask(self, prompt: Prompt, form: str, renamed: Mapping[str, str]) -> Reply:
+        from openai import AsyncOpenAI, Timeout
+
+        if self._client is None:
+            # Connecting has the shorter limit, so that a host that is not there is told from a slow model.
+            timeout = Timeout(self.timeout, connect=min(10.0, 0.8 * self.timeout))
+            self._client = AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout)
+        params = {renamed.get(name, name): value for name, value in self.params.items()}
+        params.pop("", None)
+        answer = await self._client.chat.completions.create(**chat_body(prompt, self.model, params, form))
+        return self._redact_reply(read_completion(answer.model_dump(warnings=False)))
+
+    def _adapt(self, error: Any, renamed: Mapping[str, str]) -> bool:
+        """Rename or leave out a parameter that this server does not know; whether a call with `renamed` lacked it."""
+        known = {"max_tokens": "max_completion_tokens", "temperature": ""}
+        if error.param in known and error.param not in renamed:
+            self._renamed[error.param] = known[error.param]
+            return True
+        return False
+
+    def _mend(self, code: int, what: str) -> str:
+        if code == 404:
+            return f"{self._address}: status 404 for the model {self.model!r} ({what}); check base_url and model."
+        return f"{self._address}: status {code}, the key in {self.api_key_env} is not accepted ({what})."
+
+    def _tell(self, error: Any) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        message = body.get("message") or error.response.reason_phrase or "no reason given"
+        return shorten(self._redact(str(message)), 120)
+
+    def _redact(self, text: str) -> str:
+        # Some servers send back what they got.
+        return text if self._key == "none" else text.replace(self._key, "***")
+
+    def _redact_reply(self, reply: Reply) -> Reply:
+        return reply._replace(text=self._redact(reply.text))
+
+
+def read_completion(answer: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        TypeError, LookupError, ValueError: it is none.
+    """
+    choice = answer["choices"][0]
+    message, usage = choice["message"], answer.get("usage") or {}
+    text, refusal = message.get("content"), message.get("refusal")
+    filtered = choice.get("finish_reason") == "content_filter"
+    if not isinstance(text, str) and not refusal and not filtered:
+        raise ValueError("no content")
+    tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(str(refusal or text or ""), *tokens, refused=bool(refusal) or filtered)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; whatever a server says, it costs no reply, and it fits the cache's column."""
+    try:
+        return min(max(int(value or 0), 0), 2**63 - 1)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After header asks to wait: it holds seconds or a date.
+
+    >>> retry_after("1.5"), retry_after("soon")
+    (1.5, None)
+    """
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        if moment.tzinfo is None:  # "-0000" instead of GMT
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if seconds == seconds else None  # not a number
+
+
+def _is_filtered(error: Any) -> bool:
+    return error.status_code == 400 and error.code == "content_filter"
+
+
+def _address(base_url: str) -> str:
+    """The address for messages, without a password that may be in it."""
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + parts.path
+    except ValueError:
+        raise LabelError("base_url: must look like http://127.0.0.1:8000/v1.") from None

@@ -1,0 +1,106 @@
+"""TODO"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def read_out(
+    interests: Float[Tensor, "B K D"], target: Float[Tensor, "B D"], power: float = float("inf")
+) -> Float[Tensor, "B D"]:
+    """Label-aware attention: combine a user's interests in view of the target (MIND eq. 8, ComiRec eq. 8).
+
+    Args:
+        power: p in softmax(score^p). 0 is the mean, inf the best-matching interest alone.
+
+    Deviation: score^p keeps the sign of the score, where the papers' formula is undefined or even for negative
+    scores.
+    """
+    if interests.shape[1] == 1:
+        return interests[:, 0]
+    scores = torch.einsum("bkd,bd->bk", interests, target)
+    if power == float("inf"):
+        best = scores.argmax(dim=1)
+        return interests[torch.arange(len(best), device=best.device), best]
+    weights = (scores.sign() * scores.abs().pow(power)).softmax(dim=1)
+    return torch.einsum("bk,bkd->bd", weights, interests)
+
+
+def sampled_softmax(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    log_q_positive: Float[Tensor, " B"] | None = None,
+    log_q_negative: Float[Tensor, " N"] | None = None,
+) -> Float[Tensor, ""]:
+    """Softmax over the target and sampled items (Jean et al. 2015, arXiv 1412.2007, eq. 6).
+
+    Args:
+        positive: scores of the targets.
+        negative: scores of the sampled items.
+        hits: sampled items that are the row's own target ("accidental hits"); they are left out.
+        log_q_positive: log sampling probability of the targets; None skips the correction.
+        log_q_negative: the same of the sampled items.
+    """
+    if log_q_positive is not None and log_q_negative is not None:
+        positive, negative = positive - log_q_positive, negative - log_q_negative
+    negative = negative.masked_fill(hits, -torch.inf)
+    return (torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive).mean()
+
+
+def interest_hard_negatives(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    beta: float,
+    log_q_negative: Float[Tensor, " N"] | None = None,
+) -> Float[Tensor, ""]:
+    """REMI's softmax against negatives re-weighted towards the interest (arXiv 2302.14532, eqs. 9 to 11).
+
+    Negatives should come from pi(j) ~ exp(beta s_j). Those at hand come from q, so each has the importance
+    exp(beta s_j) / q_j, and the denominator is exp(s+) + N E_pi[exp(s)]. All of it in log space: the published
+    code exponentiates first and overflows. beta = 0 is `sampled_softmax` with uniform q.
+    """
+    importance = beta * negative
+    if log_q_negative is not None:
+        importance = importance - log_q_negative
+    importance = importance.masked_fill(hits, -torch.inf)
+    count = (~hits).sum(dim=1).clamp(min=1).to(negative.dtype)
+    mass = (importance + negative).logsumexp(dim=1) - importance.logsumexp(dim=1) + count.log()
+    mass = torch.where(hits.all(dim=1), -torch.inf, mass)
+    return (torch.logaddexp(positive, mass) - positive).mean()
+
+
+def gbce(
+    positive: Float[Tensor, " B"],
+    negative: Float[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    n_items: int,
+    t: float = 0.75,
+) -> Float[Tensor, ""]:
+    """Generalised binary cross-entropy (Petrov & Macdonald, RecSys 2023, arXiv 2308.07192, eqs. 11 and 15).
+
+    sigma(s+)^beta removes the overconfidence that comes from sampling few negatives:
+    beta = alpha (t (1 - 1/alpha) + 1/alpha) with alpha = N / (I - 1).
+    """
+    count = negative.shape[1]
+    alpha = min(count / max(n_items - 1, 1), 1.0)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    misses = F.softplus(negative).masked_fill(hits, 0.0).sum(dim=1)
+    return ((beta * F.softplus(-positive) + misses) / (count + 1)).mean()
+
+
+def routing_regularisation(routing: Float[Tensor, "B K L"], item: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """REMI's penalty on interests that look at a single item: || diag(C) ||^2 (arXiv 2302.14532, eq. 13).
+
+    C is the K by K covariance of the routing weights over the positions.
+
+    Deviations: padding is left out of mean and covariance; averaged over the batch, so that its weight does not
+    depend on the batch size; not divided by the embedding size. The published weight of 100 (batches of 128 summed,
+    divided by D = 64 before the square) is 100 * 128 / 64^2 = 3.1 here.
+    """
+    mask = item[:, None].to(routing.dtype)
+    mean = (routing * mask).sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    variance = ((routing - mean) * mask).square().sum(dim=-1)  # [B, K]
+    return variance.square().sum(dim=1).mean()

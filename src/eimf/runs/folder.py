@@ -1,0 +1,150 @@
+"""A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eimf.backbones import BACKBONES, Backbone
+from eimf.config.load import from_dict
+from eimf.config.schema import Config
+from eimf.core.errors import ArtifactError
+from eimf.core.files import sha256_file, write_json_atomic
+from eimf.data.prepared import Prepared
+from eimf.evaluation.retrieval import ItemIndex
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+
+
+RUN, RESULTS = "run.json", "results.json"
+
+
+INDEX, INDEX_ABOUT = "index.faiss", "index.json"
+
+
+CHECKPOINT_KEY = "eimf"
+"""Where a checkpoint keeps the configuration, digests and version."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run; empty for runs of before it was written."""
+    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a finished run.
+
+    Raises:
+        ArtifactError: the run is not finished.
+    """
+    try:
+        return json.loads((folder / RESULTS).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / RESULTS}: damaged ({error}); evaluate or train again.") from None
+
+
+def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
+    """The trained backbone of a run on these data, and the run's configuration.
+
+    Raises:
+        ArtifactError: no such run, or of other data.
+    """
+    checkpoint = read_checkpoint(folder)
+    check_data(checkpoint, prepared, folder)
+    return restore_backbone(checkpoint, folder)
+
+
+def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone, Config]:
+    """The backbone alone of a checkpoint, for evaluation, and the configuration that it was trained with.
+
+    Raises:
+        ArtifactError: the weights do not fit the configuration.
+    """
+    origin, prefix = checkpoint[CHECKPOINT_KEY], "backbone."
+    config = from_dict(origin["config"])
+    backbone = BACKBONES[config.backbone.name].build(config.backbone, origin["n_items"], config.data.max_len)
+    weights = checkpoint["state_dict"].items()
+    state = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{folder}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()})."
+        ) from None
+    return backbone.eval(), config
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The best checkpoint of a run, read without executing anything in it (`weights_only`).
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by EIMF.
+    """
+    path = folder / BEST
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
+    return checkpoint
+
+
+def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:
+    """Refuse data other than those of the checkpoint.
+
+    Raises:
+        ArtifactError: names both digests.
+    """
+    wanted = checkpoint[CHECKPOINT_KEY]["data_digest"]
+    if wanted != prepared.digest:
+        raise ArtifactError(
+            f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
+            f"raw files of then, or train on these with: eimf train {folder}/config.yaml"
+        )
+
+
+def save_index(folder: Path, vectors: np.ndarray, options: dict[str, Any]) -> ItemIndex:
+    """Build an index of item vectors [I + 1, D] and keep it in a run folder, for serving.
+
+    Args:
+        options: of `eimf.retrieval.ItemIndex`.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    remove_index(folder)
+    index = ItemIndex(vectors, **options)
+    index.save(folder / INDEX)
+    write_json_atomic(folder / INDEX_ABOUT, {"checkpoint": sha256_file(folder / BEST), "options": options})
+    return index
+
+
+def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
+    """The index that a run folder keeps, or an exact one of its item vectors.
+
+    Raises:
+        ArtifactError: it was made of another checkpoint, or is damaged.
+    """
+    try:
+        about = json.loads((folder / INDEX_ABOUT).read_text())
+    except FileNotFoundError:
+        return ItemIndex(vectors)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / INDEX_ABOUT}: damaged ({error}); make it again with eimf index.") from None
+    if not isinstance(about, dict) or about.get("checkpoint") != sha256_file(folder / BEST):
+        raise ArtifactError(f"{folder / INDEX}: was made of other weights; make it again with eimf index {folder}.")
+    return ItemIndex.load(folder / INDEX)
+
+
+def remove_index(folder: Path) -> None:
+    """Remove a kept index: training is about to change what it was made of."""
+    for name in (INDEX_ABOUT, INDEX):
+        (folder / name).unlink(missing_ok=True)

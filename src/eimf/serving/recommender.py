@@ -1,0 +1,167 @@
+"""Load a trained run and recommend, for known and new users: behaviour in, ranked items out.
+
+```python
+import eimf
+
+model = eimf.load("lightning_logs/demo-comirec_sa/version_0")
+for item in model.recommend(["P00017", "P00342"], n=5):
+    print(item.title, item.score)
+```
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import torch
+
+from eimf.backbones import Backbone, Interests
+from eimf.config.schema import Config
+from eimf.core.errors import ArtifactError, DataError
+from eimf.data.prepared import leaf_categories
+from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
+from eimf.runs.folder import CHECKPOINT_KEY, open_index, read_checkpoint, restore_backbone
+
+__all__ = ["Recommendation", "Recommender", "load"]
+
+
+class Recommendation(NamedTuple):
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    score: float
+    interest: int
+    """The interest (from 0) that brought it."""
+
+
+class Recommender:
+    """A trained backbone with its catalogue and a retrieval index. Safe to share between threads for reading."""
+
+    def __init__(self, backbone: Backbone, config: Config, items: pl.DataFrame, index: ItemIndex) -> None:
+        self.backbone, self.config, self.items = backbone.eval(), config, items
+        self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
+        self._titles = ["", *items["title"]]
+        self._ids = ["", *items["item_id"]]
+        self._categories = torch.from_numpy(leaf_categories(items)).long()
+        self.index = index
+
+    @property
+    def n_interests(self) -> int:
+        """K: the number of interest lists that `recommend_by_interest` gives."""
+        with torch.inference_mode():
+            return self.backbone(torch.zeros(1, 1, dtype=torch.long)).vectors.shape[1]
+
+    def title(self, item_id: str) -> str:
+        """Title of an item, empty where unknown."""
+        return self._titles[self._number.get(item_id, 0)]
+
+    def knows(self, item_id: str) -> bool:
+        """Whether an item is in the catalogue."""
+        return item_id in self._number
+
+    def interests(self, history: Sequence[str]) -> torch.Tensor:
+        """Interest vectors [K, D] of a history of item ids, oldest first.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        return self._extract(history).vectors[0].float()
+
+    def attended(self, history: Sequence[str]) -> list[int | None]:
+        """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
+        `data.max_len`, which the model does not see, and where a model of several interests has no such notion.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        found = self._extract(history)
+        seen = min(len(history), self.config.data.max_len)
+        unseen: list[int | None] = [None] * (len(history) - seen)
+        if found.routing is not None:
+            return unseen + found.routing[0, :, -seen:].argmax(dim=0).tolist()
+        return unseen + [0 if found.vectors.shape[1] == 1 else None] * seen
+
+    def _extract(self, history: Sequence[str]) -> Interests:
+        if not history:
+            raise DataError("history: is empty; give at least one item id, oldest first.")
+        unknown = [item for item in history if item not in self._number]
+        if unknown:
+            known = ", ".join(map(repr, self.items["item_id"].head(3)))
+            raise DataError(
+                f"history: {', '.join(map(repr, unknown[:5]))} not in the catalogue of {len(self.items)} items that "
+                f"the model was trained on (its ids look like {known}); leave unknown items out."
+            )
+        numbers = torch.tensor([[self._number[item] for item in history]])
+        with torch.inference_mode():
+            return self.backbone(numbers[:, -self.config.data.max_len :])
+
+    def recommend(
+        self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True, diversity: float = 0.0
+    ) -> list[Recommendation]:
+        """The n best items for a history, over all interests.
+
+        Args:
+            history: item ids, oldest first; the user need not have been in the training data.
+            filter_seen: leave out the items of the history.
+            diversity: weight of ComiRec's controllable aggregation by category; 0 ranks by score alone.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        vectors = self.interests(history)[None]
+        seen = self._seen(history) if filter_seen else None
+        found = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
+        if diversity:
+            found = rerank_diverse(found, self._categories, n, diversity)
+        return self._named(found.items[0], found.scores[0], found.interest[0])
+
+    def recommend_by_interest(
+        self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True
+    ) -> list[list[Recommendation]]:
+        """The n best items of every single interest; an item may be in several lists.
+
+        Raises:
+            DataError: the history is empty or has an unknown item.
+        """
+        vectors = self.interests(history)[:, None]  # every interest as a user of its own
+        seen = self._seen(history).expand(len(vectors), -1) if filter_seen else None
+        found = retrieve(self.index, vectors, n, seen)
+        return [
+            self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
+            for k in range(len(vectors))
+        ]
+
+    def _seen(self, history: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[self._number[item] for item in history]])
+
+    def _named(self, items: torch.Tensor, scores: torch.Tensor, interest: torch.Tensor) -> list[Recommendation]:
+        rows = zip(items.tolist(), scores.tolist(), interest.tolist(), strict=True)
+        return [
+            Recommendation(self._ids[item], self._titles[item], score, which) for item, score, which in rows if item
+        ]
+
+
+def load(run: str | PathLike[str]) -> Recommender:
+    """Load a run folder for serving; needs nothing but the folder.
+
+    Raises:
+        ArtifactError: the folder is no finished run, or its files do not belong together.
+    """
+    folder = Path(run)
+    checkpoint = read_checkpoint(folder)
+    origin = checkpoint[CHECKPOINT_KEY]
+    if not (folder / "items.parquet").is_file():
+        raise ArtifactError(f"{folder}: no items.parquet; give the whole folder of a run.")
+    items = pl.read_parquet(folder / "items.parquet")
+    if len(items) != origin["n_items"]:
+        raise ArtifactError(
+            f"{folder}/items.parquet: has {len(items)} items, the checkpoint {origin['n_items']}; they are of "
+            "different runs. Train again."
+        )
+    backbone, config = restore_backbone(checkpoint, folder)
+    with torch.inference_mode():
+        index = open_index(folder, backbone.item_vectors().float().numpy())
+    return Recommender(backbone, config, items, index)

@@ -1,0 +1,204 @@
+"""Compares the variants of a suite: means over seeds, lifts, paired tests; as terminal table, CSV, Markdown, LaTeX."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from eimf.core.errors import ArtifactError
+from eimf.evaluation.groups import place_of_level
+from eimf.runs.folder import read_results
+from eimf.studies.significance import Difference, compare_paired, holm
+
+LEVEL = 0.05
+"""A difference is called significant if its corrected p is below this."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant's results in one metric."""
+
+    mean: float
+    """Over seeds of the mean over users."""
+    deviation: float
+    """Standard deviation over seeds (n - 1); NaN with one seed."""
+    seeds: int
+    lift: float
+    """Relative difference from the baseline, 0.03 = 3%, over the seeds that both have; NaN for the baseline."""
+    low: float
+    """95% confidence interval of the lift."""
+    high: float
+    p: float
+    """Two-sided paired bootstrap over users and seeds, corrected over the table by Holm's method."""
+    p_seeds: float
+    """Two-sided paired t-test over seeds, corrected in the same way; NaN with fewer than two seeds."""
+
+    @property
+    def significant(self) -> bool:
+        return self.p < LEVEL
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished table."""
+
+    name: str
+    question: str
+    baseline: str
+    part: str
+    """`test`, or `val` where a run left the test users alone."""
+    metrics: tuple[str, ...]
+    cells: dict[str, dict[str, Cell]]
+    """Variant -> metric -> result."""
+    costs: dict[str, dict[str, float]]
+    """Variant -> mean of what its runs took."""
+    runs: dict[str, dict[int, str]]
+    """Variant -> seed -> run folder."""
+
+    def ranks(self, metric: str) -> list[str]:
+        """Variants from best to worst."""
+        return sorted(self.cells, key=lambda variant: -self.cells[variant][metric].mean)
+
+
+def read_users(folder: Path, part: str) -> dict[str, pl.Series]:
+    """Per-user values of a run by metric key, in the order of user_idx, and `user_idx` itself.
+
+    Raises:
+        ArtifactError: the run has no metrics of that part.
+    """
+    try:
+        frame = pl.read_parquet(folder / "metrics.parquet").filter(part=part)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{folder}/metrics.parquet: cannot be read ({error}); run it again.") from None
+    if frame.is_empty():
+        raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
+    groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
+    values = {f"{metric}@{k}": group["value"] for (metric, k), group in groups.items()}
+    return values | {"user_idx": next(iter(groups.values()))["user_idx"]}
+
+
+def compare(
+    name: str,
+    runs: Mapping[str, Mapping[int, Path]],
+    baseline: str,
+    metrics: tuple[str, ...],
+    question: str = "",
+    resamples: int = 10_000,
+) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        runs: variant -> seed -> run folder; the tests use the seeds that a variant shares with the baseline.
+
+    Raises:
+        ArtifactError: a run is not finished, or was evaluated on other users than the rest.
+    """
+    said = {variant: {seed: read_results(path) for seed, path in found.items()} for variant, found in runs.items()}
+    part = "test" if all("test" in one for found in said.values() for one in found.values()) else "val"
+    users = _read_all(runs, baseline, part)
+    tests: dict[tuple[str, str], tuple[Difference, float]] = {}
+    for metric in metrics:
+        for variant, ours, base in _pairs(users, baseline, metric):
+            tests[variant, metric] = (compare_paired(ours, base, resamples), float(base.mean()))
+    p = holm(np.array([test.p_bootstrap for test, _ in tests.values()]))
+    p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
+    corrected = dict(zip(tests, zip(p, p_seeds, strict=True), strict=True))
+    cells: dict[str, dict[str, Cell]] = {}
+    for variant, found in users.items():
+        cells[variant] = {}
+        for metric in metrics:
+            means = np.array([values[metric].mean() for values in found.values()], dtype=float)
+            spread = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
+            lift = [float("nan")] * 5
+            if (variant, metric) in tests:
+                test, base = tests[variant, metric]
+                base = base or float("nan")
+                lift = [test.mean / base, test.low / base, test.high / base, *map(float, corrected[variant, metric])]
+            cells[variant][metric] = Cell(float(means.mean()), spread, len(means), *lift)
+    costs = {variant: _mean_costs(list(found.values())) for variant, found in said.items()}
+    folders = {variant: {seed: str(path) for seed, path in found.items()} for variant, found in runs.items()}
+    return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
+
+
+Users = dict[str, dict[int, dict[str, pl.Series]]]
+"""Variant -> seed -> what `read_users` gives."""
+
+
+def _read_all(runs: Mapping[str, Mapping[int, Path]], baseline: str, part: str) -> Users:
+    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    first = next(iter(users[baseline].values()))["user_idx"]
+    for variant, found in users.items():
+        for seed, values in found.items():
+            if not values["user_idx"].equals(first):
+                raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
+    return users
+
+
+def _pairs(
+    users: Users, baseline: str, metric: str
+) -> Iterator[tuple[str, Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]]]:
+    """Each other variant with its values and the baseline's, over the seeds that both have."""
+    for variant, found in users.items():
+        shared = [seed for seed in found if seed in users[baseline]]
+        if variant != baseline and shared:
+            ours, base = (
+                np.stack([one[seed][metric].to_numpy() for seed in shared]) for one in (found, users[baseline])
+            )
+            yield variant, ours, base
+
+
+@dataclass(frozen=True)
+class GroupLift:
+    """A variant against the baseline among some of the users, in one metric."""
+
+    variant: str
+    group: str
+    level: str
+    users: int
+    baseline: float
+    """The baseline's mean among these users."""
+    lift: float
+    low: float
+    """95% confidence interval of the lift, by paired bootstrap over these users and the seeds."""
+    high: float
+
+
+def compare_groups(
+    runs: Mapping[str, Mapping[int, Path]],
+    baseline: str,
+    metric: str,
+    groups: pl.DataFrame,
+    part: str = "test",
+    resamples: int = 10_000,
+) -> list[GroupLift]:
+    """Lifts among groups of users. They are for looking, not for claims: nothing is corrected for their number.
+
+    Args:
+        groups: `user_idx, group, level`, see `eimf.groups.group_users`.
+
+    Raises:
+        ArtifactError: a run cannot be read.
+    """
+    users = _read_all(runs, baseline, part)
+    order = next(iter(users[baseline].values()))["user_idx"]
+    lifts = []
+    groups = groups.sort("group", pl.col("level").map_elements(place_of_level, pl.Int64), maintain_order=True)
+    for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
+        inside = order.is_in(members["user_idx"].implode()).to_numpy()
+        if not inside.any():
+            continue
+        for variant, ours, base in _pairs(users, baseline, metric):
+            test = compare_paired(ours[:, inside], base[:, inside], resamples)
+            mean = float(base[:, inside].mean())
+            ratio = [value / mean if mean else float("nan") for value in (test.mean, test.low, test.high)]
+            lifts.append(GroupLift(variant, str(group), str(level), int(inside.sum()), mean, *ratio))
+    return lifts
+
+
+def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:
+    names = results[0].get("costs", {})
+    return {name: float(np.mean([one["costs"][name] for one in results if name in one["costs"]])) for name in names}

@@ -1,0 +1,311 @@
+"""A sweep on this machine, without W&B: trials in processes of their own, kept so that nothing is run twice.
+
+Each trial has a small JSON file, written when it starts and when it ends; whatever is killed, the same command goes on
+from these files and from the runs' checkpoints.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eimf.core.errors import ConfigError
+from eimf.core.files import lock, sha256_json, write_json_atomic
+from eimf.runs.curves import read_curves
+from eimf.studies.sweep import Parameter, Sweep, arguments_of
+
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+
+
+POLL_S, PATIENCE_S = 0.3, 20.0
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as its file has it."""
+
+    number: int
+    point: list[float]
+    """The parameters as shares of their distributions, for the search."""
+    values: list[Any]
+    """The parameters as the run gets them."""
+    state: str = RUNNING
+    """`running` (or killed), `finished`, `stopped` by hyperband, or `failed`."""
+    objective: float | None = None
+    """The best value of the metric over the epochs."""
+    epochs: int = 0
+    minutes: float = 0.0
+    """Of training, over interruptions."""
+    folder: str = ""
+    reason: str = ""
+    """What a failed run said last."""
+    pid: int = 0
+
+
+@dataclass
+class _Active:
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    history: list[float] = field(default_factory=list)
+    stopped_at: float | None = None
+
+
+class LocalSweep:
+    """Runs a sweep in a folder below the run folders.
+
+    Args:
+        seed: of the search; with one worker, or without `bayes`, the trials are the same every time.
+
+    Raises:
+        ConfigError: the folder holds trials of another sweep.
+    """
+
+    def __init__(self, sweep: Sweep, seed: int = 0, say: Say = print) -> None:
+        self.sweep, self.seed, self.say = sweep, seed, say
+        self.folder = Path(sweep.config.logger.root) / f"sweep-{sweep.name}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        given = {key: value for key, value in sweep.raw.items() if key in ("method", "metric", "parameters")}
+        about = sha256_json({"sweep": given, "arguments": sweep.arguments, "seed": seed})
+        file = self.folder / "sweep.json"
+        if file.is_file() and json.loads(file.read_text())["digest"] != about:
+            raise ConfigError(
+                f"{self.folder}: holds trials of other settings of {sweep.path}; move the folder away, or give this "
+                "sweep file another name."
+            )
+        write_json_atomic(file, {"digest": about, "file": str(sweep.path), "seed": seed})
+        self.trials = self._read()
+
+    def _read(self) -> dict[int, Trial]:
+        trials = {}
+        for path in sorted(self.folder.glob("trial-*/trial.json")):
+            one = Trial(**json.loads(path.read_text()))
+            trials[one.number] = one
+        return trials
+
+    def run(self, workers: int, runs: int | None, retry: bool = False) -> None:
+        """Run what is missing of `runs` trials (default: what the file asks for), several at a time.
+
+        Raises:
+            ArtifactError: another process runs this sweep.
+        """
+        goal = min((one for one in (runs, self.sweep.size) if one is not None), default=None)
+        if goal is None:
+            raise ConfigError(f"{self.sweep.path}: run_cap: {self.sweep.method} has no end; set it, or give --runs N.")
+        with self._locked():
+            left = [n for n, one in self.trials.items() if one.state == RUNNING or (retry and one.state == FAILED)]
+            for number in left:
+                _end_orphan(self.trials[number])
+            waiting = sorted(n for n in left if n < goal) + [n for n in range(goal) if n not in self.trials]
+            active: list[_Active] = []
+            try:
+                while waiting or active:
+                    while waiting and len(active) < workers:
+                        active.append(self._start(waiting.pop(0), goal, workers))
+                    time.sleep(POLL_S)
+                    active = [one for one in active if not self._look_at(one, active)]
+            finally:  # Ctrl-C, or an error of ours: the runs are left so that they can be continued
+                for one in active:
+                    one.process.send_signal(signal.SIGINT)
+                for one in active:
+                    _wait_or_kill(one.process)
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        (self.folder / ".lock").touch()
+        return lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it.")
+
+    def _start(self, number: int, goal: int, workers: int) -> _Active:
+        sweep, home = self.sweep, self.folder / f"trial-{number:04d}"
+        trial = self.trials.get(number)
+        if trial is None:
+            point = propose(sweep, number, list(self.trials.values()), self.seed)
+            trial = Trial(number, point, _values(sweep, number, point))
+        home.mkdir(exist_ok=True)
+        folder = _last_run(home)
+        if folder is not None and (folder / "checkpoints/last.ckpt").is_file():
+            arguments = ["--resume", str(folder)]
+        else:
+            # Ours last: these keep the run in its folder, and off the network.
+            ours = [f"logger.root={self.folder}", f"experiment={home.name}", "trainer.progress=false"]
+            quiet = (
+                [] if any(text.startswith("logger.wandb=") for text in sweep.arguments) else ["logger.wandb=disabled"]
+            )
+            arguments = [*sweep.arguments, *arguments_of(sweep.parameters, trial.values), *ours, *quiet]
+        with (home / "log.txt").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "eimf", "train", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C reaches it through us
+                # Runs beside each other share the cores; threads that wait for each other would waste them.
+                env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
+            )
+        trial = replace(trial, state=RUNNING, reason="", pid=process.pid)
+        self._keep(trial)
+        verb = "continues" if arguments[0] == "--resume" else "starts"
+        self.say(f"[{number + 1}/{goal}] {verb}: {' '.join(arguments_of(sweep.parameters, trial.values))}")
+        return _Active(trial, process)
+
+    def _keep(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        write_json_atomic(self.folder / f"trial-{trial.number:04d}" / "trial.json", asdict(trial))
+
+    def _look_at(self, one: _Active, active: Sequence[_Active]) -> bool:
+        """Take note of what a run has done; true if it is over."""
+        home = self.folder / f"trial-{one.trial.number:04d}"
+        status = one.process.poll()
+        folder = _last_run(home)
+        one.history, seconds = read_curve(folder, self.sweep.metric)
+        if status is None:
+            if one.stopped_at is None and self.sweep.hyperband is not None and self._falls_behind(one, active):
+                one.stopped_at = time.monotonic()
+                one.process.send_signal(signal.SIGINT)  # it ends as by Ctrl-C, its files complete
+            elif one.stopped_at is not None and time.monotonic() - one.stopped_at > PATIENCE_S:
+                one.process.kill()
+            return False
+        state = FINISHED if status == 0 else STOPPED if one.stopped_at is not None else FAILED
+        said = (home / "log.txt").read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+        trial = replace(
+            one.trial,
+            state=state,
+            objective=max(one.history, default=None),
+            epochs=len(one.history),
+            minutes=round(seconds / 60, 3),
+            folder=str(folder or home),
+            reason=said[-1][:300] if state == FAILED else "",
+            pid=0,
+        )
+        self._keep(trial)
+        value = "nothing" if trial.objective is None else f"{self.sweep.metric} {trial.objective:.4f}"
+        self.say(f"trial {trial.number} {state}: {value}" + (f"; it said: {trial.reason}" if trial.reason else ""))
+        return True
+
+    def _falls_behind(self, one: _Active, active: Sequence[_Active]) -> bool:
+        assert self.sweep.hyperband is not None
+        histories = [other.history for other in active]
+        running = {other.trial.number for other in active}
+        for trial in self.trials.values():
+            if trial.number not in running and trial.folder and trial.state != RUNNING:
+                histories.append(read_curve(Path(trial.folder), self.sweep.metric)[0])
+        losses = [[-value for value in history] for history in histories]
+        return self.sweep.hyperband.stops([-value for value in one.history], losses)
+
+    def ranked(self) -> list[Trial]:
+        """All trials, the best first, those without a value last."""
+        return sorted(
+            self.trials.values(),
+            key=lambda one: (
+                one.state == FAILED,
+                -one.objective if one.objective is not None else math.inf,
+                one.number,
+            ),
+        )
+
+    def write_table(self) -> Path:
+        """Write `trials.csv`, the best first."""
+        path = self.folder / "trials.csv"
+        names = [one.name for one in self.sweep.parameters]
+        header = ["trial", *names, self.sweep.metric, "epochs", "minutes", "state", "folder", "reason"]
+        with (self.folder / ".trials.partial").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for one in self.ranked():
+                value = "" if one.objective is None else one.objective
+                writer.writerow(
+                    [one.number, *one.values, value, one.epochs, one.minutes, one.state, one.folder, one.reason]
+                )
+        (self.folder / ".trials.partial").replace(path)
+        return path
+
+
+def propose(sweep: Sweep, number: int, trials: Sequence[Trial], seed: int) -> list[float]:
+    """Where a trial goes, as a share of each parameter's distribution; depends on nothing but the arguments.
+
+    Random points depend on seed and number only. `bayes` is Optuna's tree-structured Parzen estimator, given all
+    trials so far; those under way count as bad, so that workers keep apart.
+    """
+    if sweep.method == "grid":
+        return []
+    if sweep.method == "random":
+        return np.random.default_rng([seed, number]).random(len(sweep.parameters)).tolist()
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed * 100_003 + number))
+    spaces = {one.name: _space(one) for one in sweep.parameters}
+    worst = min((one.objective for one in trials if one.objective is not None), default=0.0)
+    for one in trials:
+        if one.state == FAILED:
+            continue
+        point = {
+            parameter.name: parameter.index(share) if parameter.values else share
+            for parameter, share in zip(sweep.parameters, one.point, strict=True)
+        }
+        value = worst if one.objective is None else one.objective
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=spaces, value=value))
+    asked = study.ask(spaces).params
+    return [
+        float(np.cumsum((0.0, *one.shares))[asked[one.name]] + one.shares[asked[one.name]] / 2)
+        if one.values
+        else float(asked[one.name])
+        for one in sweep.parameters
+    ]
+
+
+def _space(parameter: Parameter) -> Any:
+    import optuna
+
+    if parameter.values:
+        return optuna.distributions.CategoricalDistribution(tuple(range(len(parameter.values))))
+    return optuna.distributions.FloatDistribution(0.0, 1.0)
+
+
+def _values(sweep: Sweep, number: int, point: Sequence[float]) -> list[Any]:
+    if sweep.method == "grid":
+        return list(sweep.grid[number])
+    return [parameter.at(share) for parameter, share in zip(sweep.parameters, point, strict=True)]
+
+
+def read_curve(folder: Path | None, metric: str) -> tuple[list[float], float]:
+    """A metric's values, epoch by epoch, and the seconds that the epochs took; empty before the first."""
+    rows = read_curves(folder / "metrics.csv") if folder is not None else []
+    values = [row[metric] for row in rows if metric in row]
+    return [value for value in values if math.isfinite(value)], sum(row["seconds"] for row in rows)
+
+
+def _last_run(home: Path) -> Path | None:
+    runs = [path for path in home.glob("version_*") if path.name[8:].isdigit()]
+    return max(runs, key=lambda path: int(path.name[8:]), default=None)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_orphan(trial: Trial) -> None:
+    """End a run whose sweep was killed without it: two processes must not write one folder."""
+    try:
+        command = Path(f"/proc/{trial.pid}/cmdline").read_bytes().decode(errors="replace")
+        if trial.pid and f"trial-{trial.number:04d}" in command:  # the number may be another process's by now
+            os.kill(trial.pid, signal.SIGKILL)
+            time.sleep(0.5)
+    except OSError:
+        pass  # gone, or no /proc here

@@ -1,0 +1,284 @@
+"""Suites: variants and seeds in one YAML, run one after the other, each run once.
+
+A run that exists already, with equal configuration, data, labels and code, is used again; one that was interrupted
+is continued. So a suite can be stopped at any time, and grow by variants or seeds, at no cost.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eimf.config.load import find_experiment, load, load_for, merge, named, read_yaml, to_yaml
+from eimf.config.schema import Config
+from eimf.core.errors import ArtifactError, ConfigError
+from eimf.core.files import is_locked, write_text_atomic
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
+from eimf.labels.source import label_source
+from eimf.runs.folder import LAST, RESULTS, RUN, read_run
+from eimf.runs.provenance import code_digest, label_digest, run_key
+
+Say = Callable[[str], None]
+
+
+KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
+
+
+FINISHED, RUNNING, RESUMABLE, MISSING = "finished", "running", "interrupted", "missing"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A question, and the runs that answer it."""
+
+    name: str
+    question: str
+    baseline: str
+    """The variant that the others are compared with."""
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    """Metric keys of the table, such as `recall@20`; empty: recall, NDCG and hit rate at all cut-offs."""
+    variants: dict[str, list[Config]]
+    """Configurations of each variant, one a seed."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its new runs and its comparison go."""
+        first = next(iter(self.variants.values()))[0]
+        return Path(first.logger.root)
+
+    @property
+    def first(self) -> Config:
+        return self.variants[self.baseline][0]
+
+
+class Found(NamedTuple):
+    """A run that exists."""
+
+    folder: Path
+    key: str
+    """See `eimf.provenance.run_key`."""
+    this_code: bool
+    """Whether the code as it is now made it."""
+    state: str
+    """`finished`, `interrupted`, or `running` in another process of this machine."""
+    time: float
+    """When it began, in unix seconds."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a suite, and what of it exists."""
+
+    variant: str
+    config: Config
+    found: Found | None
+
+    @property
+    def state(self) -> str:
+        """`finished`, `interrupted`, `running` or `missing`."""
+        return self.found.state if self.found else MISSING
+
+    @property
+    def title(self) -> str:
+        return f"{self.variant}, seed {self.config.seed}"
+
+
+def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Suite:
+    """Read a suite's YAML: `variants` maps names to settings, on top of the common `settings`.
+
+    The data set's and backbone's own experiment file (`experiments/beauty/mind.yaml`) is the base of each variant, as
+    for `eimf train --dataset beauty --backbone mind`.
+
+    Args:
+        path: a file, or the name of one in experiments/suites.
+        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]` and
+            `suite=NAME`.
+
+    Raises:
+        ConfigError: names the file, the key, the value and the fix.
+    """
+    named_suite = find_experiment(f"suites/{path}.yaml")
+    path = named_suite if named_suite and not Path(path).is_file() else Path(path)
+    values = read_yaml(path)
+    if unknown := [key for key in values if key not in KEYS]:
+        raise ConfigError(f"{path}: {unknown[0]}: no such key; a suite has {', '.join(KEYS)}.")
+    variants, name = values.get("variants"), str(values.get("suite", Path(path).stem))
+    if not isinstance(variants, Mapping) or not variants:
+        raise ConfigError(f"{path}: variants: must map names to settings, is {variants!r}.")
+    common = _mapping(values.get("settings"), f"{path}: settings")
+    seeds = _seeds(values.get("seeds", [0]), overrides, path)
+    for text in overrides:  # the same suite with other settings wants a folder of its own
+        name = text.removeprefix("suite=") if text.startswith("suite=") else name
+    overrides = [text for text in overrides if not text.startswith(("seeds=", "suite="))]
+    baseline = str(values.get("baseline", next(iter(variants))))
+    if baseline not in variants:
+        raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
+    made: dict[str, list[Config]] = {}
+    for variant, own in variants.items():
+        where = f"{path}: variants.{variant}"
+        settings = merge(named(common), named(_mapping(own, where)))
+        try:
+            config = _load_layers(settings, overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
+        made[str(variant)] = [
+            replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
+            for seed in seeds
+        ]
+    first = made[baseline][0]
+    for variant, configs in made.items():
+        if (configs[0].dataset, configs[0].split) != (first.dataset, first.split):
+            raise ConfigError(
+                f"{path}: variants.{variant}: its dataset or split differs from the baseline's; results are compared "
+                "user by user, so give a suite for each."
+            )
+    metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
+    if wrong := [metric for metric in metrics if metric not in first.metric_keys]:
+        raise ConfigError(
+            f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(first.metric_keys))}."
+        )
+    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, made)
+
+
+def _load_layers(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """The names of data set and backbone decide which files lie below, and overrides may change them."""
+    names = {"dataset": "demo", "backbone": "comirec_sa"}
+    for section in names:
+        names[section] = settings.get(section, {}).get("name", names[section])
+        for text in overrides:
+            key, _, value = text.partition("=")
+            if key in (section, f"{section}.name"):
+                names[section] = value
+    return load_for(names["dataset"], names["backbone"], overrides, settings)
+
+
+def _metrics(config: Config) -> list[str]:
+    return [f"{kind}@{k}" for k in config.cutoffs for kind in ("recall", "ndcg", "hr")]
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: must be a group of key: value pairs, is {value!r}.")
+    return dict(value)
+
+
+def _seeds(value: Any, overrides: Sequence[str], path: str | os.PathLike[str]) -> tuple[int, ...]:
+    for text in overrides:
+        if text.startswith("seeds="):
+            value = [int(part) if part.strip().isdigit() else part for part in text[6:].strip("[]").split(",")]
+    correct = isinstance(value, list) and bool(value) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not correct or len(set(value)) != len(value):
+        raise ConfigError(f"{path}: seeds: must be a list of different whole numbers from 0, is {value!r}.")
+    return tuple(value)
+
+
+def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned]:
+    """Find out which of a suite's runs exist, seed by seed, so that the first full row of a table comes early.
+
+    Args:
+        any_code: also use runs made by other versions of the code.
+    """
+    prepared: Prepared | None = None
+    runs = find_runs(suite.folder.parent)
+    labels: dict[Path, str] = {}
+    planned = []
+    for index in range(len(suite.seeds)):
+        for variant, configs in suite.variants.items():
+            config = configs[index]
+            if prepared is None:
+                prepared = prepare(config.dataset, config.data.root, say)
+            if config.eimf.enabled and label_source(config) not in labels:
+                labels[label_source(config)] = label_digest(config)
+            digest = labels[label_source(config)] if config.eimf.enabled else ""
+            key = run_key(config, prepared.digest, digest)
+            # Only this code continues a run: the last digits of two codes do not belong in one.
+            usable = [one for one in runs if one.this_code or (any_code and one.state == FINISHED)]
+            found = [one for one in usable if one.key == key]
+            # A finished run before a running or interrupted one, this code's before another's, the newest first.
+            order = (RESUMABLE, RUNNING, FINISHED)
+            best = max(found, key=lambda one: (order.index(one.state), one.this_code, one.time), default=None)
+            planned.append(Planned(variant, config, best))
+    return planned
+
+
+def find_runs(root: Path) -> list[Found]:
+    """The finished and resumable runs below a folder."""
+    runs = []
+    for path in sorted(root.rglob(RUN)):
+        folder = path.parent
+        finished, resumable = (folder / RESULTS).is_file(), (folder / LAST).is_file()
+        if not finished and not resumable:
+            continue
+        try:
+            said = read_run(folder)
+            made_here = said["code"] == code_digest()
+            # An older run does not know today's newer settings: it has them at their defaults.
+            key = said["key"] if made_here else _key_today(folder, said)
+            state = FINISHED if finished else RUNNING if is_locked(folder / "config.yaml") else RESUMABLE
+            runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not ours, or half written: then the run is made again
+    return runs
+
+
+def _key_today(folder: Path, said: Mapping[str, Any]) -> str:
+    try:
+        return run_key(load(folder / "config.yaml"), said["data_digest"], said["label_digest"])
+    except ConfigError:  # of another version, with other settings
+        return said["key"]
+
+
+def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> list[str]:
+    """Make the runs that are not finished, each in a process of its own; returns the titles of those that failed."""
+    left = [one for one in planned if one.state not in (FINISHED, RUNNING)]
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    failed, spent = [], []
+    for number, one in enumerate(left, start=1):
+        log = logs / f"{one.config.experiment}.log"
+        if one.found is not None:
+            arguments = ["--resume", str(one.found.folder)]
+        else:
+            file = logs / f"{one.config.experiment}.yaml"
+            quiet = replace(one.config, trainer=replace(one.config.trainer, progress=False))
+            write_text_atomic(file, to_yaml(quiet))
+            arguments = [str(file)]
+        say(f"[{number}/{len(left)}] {one.title} ({log})")
+        started = time.monotonic()
+        with log.open("w") as out:
+            command = [sys.executable, "-m", "eimf", "train", *arguments]
+            status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+        if status == 130:
+            raise KeyboardInterrupt
+        spent.append(time.monotonic() - started)
+        if status != 0:
+            failed.append(one.title)
+            said = log.read_text().strip().splitlines() or ["nothing was said"]
+            say(f"    failed: {said[-1]}")
+        remaining = sum(spent) / len(spent) * (len(left) - number)
+        say(f"    {spent[-1] / 60:.1f} min" + (f"; about {remaining / 60:.0f} min left" if remaining else ""))
+    return failed
+
+
+def finished_runs(suite: Suite, planned: Sequence[Planned]) -> dict[str, dict[int, Path]]:
+    """Folders of the finished runs, by variant and seed.
+
+    Raises:
+        ArtifactError: a variant has none.
+    """
+    runs: dict[str, dict[int, Path]] = {variant: {} for variant in suite.variants}
+    for one in planned:
+        if one.found is not None and one.state == FINISHED:
+            runs[one.variant][one.config.seed] = one.found.folder
+    if not runs[suite.baseline]:
+        raise ArtifactError(f"{suite.name}: no finished run of the baseline {suite.baseline!r} yet; run the suite.")
+    return {variant: found for variant, found in runs.items() if found}
