@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
+import polars
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def test_preparation(users: int, growth: Growth, tmp_path: Path) -> None:
         note = "" if peak > before else "at most "
         print(f"\n{users:,} users: {name} {costs[name]:.1f} s, peak memory {note}{peak / 2**20:.2f} GiB")
         print(out.stdout)
-    size = pl.scan_parquet(shop / "interactions.parquet").select(pl.len()).collect().item()
+    size = polars.scan_parquet(shop / "interactions.parquet").select(polars.len()).collect().item()
     for name, seconds in costs.items():
         _note(growth, "preparation", name, size, seconds)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 from rich.console import Console
 
@@ -36,11 +36,11 @@ def make_run(folder: Path, values: np.ndarray, part: str = "test") -> Path:
     folder.mkdir(parents=True)
     users = np.arange(len(values), dtype=np.int32)
     frames = [
-        pl.DataFrame({"user_idx": users, "metric": name, "k": 20, "value": scale * values, "part": one})
+        polars.DataFrame({"user_idx": users, "metric": name, "k": 20, "value": scale * values, "part": one})
         for name, scale in (("recall", 1.0), ("ndcg", 0.5))
         for one in {"val", part}
     ]
-    pl.concat(frames).with_columns(pl.col("k").cast(pl.Int32)).write_parquet(folder / "metrics.parquet")
+    polars.concat(frames).with_columns(polars.col("k").cast(polars.Int32)).write_parquet(folder / "metrics.parquet")
     results = {part: {"recall@20": float(values.mean())}, "costs": {"epochs": 3.0, "seconds_per_epoch": 2.0}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -99,8 +99,8 @@ def test_a_narrow_terminal_cuts_nothing_off(runs: dict[str, dict[int, Path]]) ->
 
 def test_lifts_by_groups_of_users(runs: dict[str, dict[int, Path]]) -> None:
     levels = ["a" if user < 100 else "b" for user in range(300)]
-    users = pl.Series("user_idx", range(300), dtype=pl.Int32)
-    groups = pl.DataFrame({"user_idx": users, "group": "half", "level": levels})
+    users = polars.Series("user_idx", range(300), dtype=polars.Int32)
+    groups = polars.DataFrame({"user_idx": users, "group": "half", "level": levels})
     found = compare_groups(runs, "base", "recall@20", groups, resamples=500)
     assert [(one.variant, one.level, one.users) for one in found] == [
         ("good_&_new", "a", 100),
@@ -174,7 +174,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0
     out = capsys.readouterr().out
     assert "other code" in out
-    assert set(pl.read_csv(folder / "comparison" / "groups.csv")["group"]) == {
+    assert set(polars.read_csv(folder / "comparison" / "groups.csv")["group"]) == {
         "history length",
         "popularity of targets",
         "categories in the history",

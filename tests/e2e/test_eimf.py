@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 import torch
 
@@ -94,9 +94,9 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["eimf.prediction=interest", "eimf.explicit.head=none"],
+        ["eimf.prediction=interest", "eimf.alignment=none"],
         ["eimf.only_after=true", "eimf.matching=soft", "eimf.shuffle=true"],
-        ["eimf.explicit.head=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
+        ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
         ["text.item_init=text", "split.kind=loo"],
         ["eimf.propagate=true", "eimf.propagate_least=0.2"],
         ["eimf.frozen_items=true", "loss.name=sampled_softmax", "loss.n_negatives=20"],
@@ -112,7 +112,7 @@ def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labe
     assert made.results["test"].summary["recall@20"] > 0
 
 
-def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: str) -> pl.DataFrame:
+def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: str) -> polars.DataFrame:
     """Its curves."""
     arguments = [*TINY, f"data.root={data_root}", f"logger.root={root}", "eimf.enabled=true", f"eimf.labels={labels}"]
     done = subprocess.run(
@@ -126,7 +126,7 @@ def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (curves,) = root.glob("*/version_0/metrics.csv")
-    return pl.read_csv(curves)
+    return polars.read_csv(curves)
 
 
 def test_two_processes_share_a_head_that_stops_early(data_root: Path, tmp_path: Path, labels: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
+import polars
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
@@ -35,8 +35,8 @@ def runs(data_root: Path, tiny: Prepared, tmp_path_factory: pytest.TempPathFacto
         train(tiny_config(data_root, logs, *settings, f"seed={seed}"), say=lambda _: None).folder for seed in (0, 1)
     ]
     for folder in made:
-        items = pl.read_parquet(folder / "items.parquet")
-        title = pl.when(pl.col("item_idx") == 1).then(pl.lit(NASTY)).otherwise(pl.col("title"))
+        items = polars.read_parquet(folder / "items.parquet")
+        title = polars.when(polars.col("item_idx") == 1).then(polars.lit(NASTY)).otherwise(polars.col("title"))
         items.with_columns(title.alias("title")).write_parquet(folder / "items.parquet")
     return made
 

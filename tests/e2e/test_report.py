@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 
 from eimf.cli.main import main
@@ -57,9 +57,11 @@ def test_a_suite_gets_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     found = compare("suite", runs, "base", ("recall@20", "ndcg@20"), "Is new better?", 200)
     write_comparison(found, folder / "comparison")
-    users = pl.DataFrame({"user_idx": pl.Series(range(60), dtype=pl.Int32), "group": "half", "level": ["a", "b"] * 30})
+    users = polars.DataFrame(
+        {"user_idx": polars.Series(range(60), dtype=polars.Int32), "group": "half", "level": ["a", "b"] * 30}
+    )
     lifts = compare_groups(runs, "base", "recall@20", users, resamples=100)
-    pl.DataFrame([vars(one) for one in lifts]).write_csv(folder / "comparison" / "groups.csv")
+    polars.DataFrame([vars(one) for one in lifts]).write_csv(folder / "comparison" / "groups.csv")
     assert main(["report", str(folder), "--to", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     for text in ("Is new better?", "is better than base in recall@20", "by groups of users", "<svg", "new&lt;b&gt;"):

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import polars as pl
+import polars
 import pytest
 import torch
 import yaml
@@ -75,22 +75,22 @@ def test_test_users_can_be_left_alone(data_root: Path, tmp_path: Path, capsys: p
     made = train(tiny_config(data_root, tmp_path, "eval.test=false"), say=quiet)
     assert set(made.results) == {"val"}
     assert "test" not in json.loads((made.folder / "results.json").read_text())
-    assert set(pl.read_parquet(made.folder / "metrics.parquet")["part"]) == {"val"}
+    assert set(polars.read_parquet(made.folder / "metrics.parquet")["part"]) == {"val"}
     assert not (made.folder / "rankings.parquet").exists()
     print_results(made.results, "validation only")
     assert "test" not in capsys.readouterr().out
 
 
 def test_per_user_values_average_to_the_summary(run: Run) -> None:
-    frame = pl.read_parquet(run.folder / "metrics.parquet")
+    frame = polars.read_parquet(run.folder / "metrics.parquet")
     for part, one in run.results.items():
-        for (metric, k), rows in frame.filter(pl.col("part") == part).group_by("metric", "k"):
+        for (metric, k), rows in frame.filter(polars.col("part") == part).group_by("metric", "k"):
             assert rows["value"].mean() == pytest.approx(one.summary[f"{metric}@{k}"], abs=1e-12)
 
 
 def test_rankings_are_full_lists_without_repeats(run: Run) -> None:
-    frame = pl.read_parquet(run.folder / "rankings.parquet")
-    lists = frame.group_by("user_idx").agg(pl.col("item_idx").n_unique(), pl.col("rank").max(), pl.len())
+    frame = polars.read_parquet(run.folder / "rankings.parquet")
+    lists = frame.group_by("user_idx").agg(polars.col("item_idx").n_unique(), polars.col("rank").max(), polars.len())
     assert (lists["item_idx"] == 50).all()
     assert (lists["rank"] == 50).all()
     assert frame["item_idx"].min() == 1
@@ -129,7 +129,7 @@ def test_evaluate_options(run: Run) -> None:
     held = InteractionData(data, load(run.folder / "config.yaml")).split.test
     for row in range(len(held)):
         seen = set(data.sequences.items[held.start[row] : held.cut[row]].tolist())
-        listed = results["test"].rankings.filter(pl.col("user_idx") == held.user_idx[row])["item_idx"]
+        listed = results["test"].rankings.filter(polars.col("user_idx") == held.user_idx[row])["item_idx"]
         assert not seen & set(listed)
     with pytest.raises(ConfigError, match=r"only eval"):
         evaluate_run(run.folder, ["optim.lr=1"], say=quiet)
@@ -214,12 +214,12 @@ def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -
     config = load(run.folder / "config.yaml")
     data = prepare(config.dataset, data_root)
     held = InteractionData(data, config).split.test
-    rankings = pl.read_parquet(run.folder / "rankings.parquet")
+    rankings = polars.read_parquet(run.folder / "rankings.parquet")
     model, ids = eimf.load(run.folder), data.items["item_id"]
     for row in range(3):
         history = ids[(data.sequences.items[held.start[row] : held.cut[row]] - 1).tolist()].to_list()
         served = [one.item_id for one in model.recommend(history, n=50, filter_seen=False)]
-        ranked = rankings.filter(pl.col("user_idx") == held.user_idx[row])["item_idx"].to_list()
+        ranked = rankings.filter(polars.col("user_idx") == held.user_idx[row])["item_idx"].to_list()
         assert served == ids[[item - 1 for item in ranked]].to_list()
 
 
@@ -355,7 +355,7 @@ def test_damaged_checkpoint(run: Run, tmp_path: Path, content: bytes | None) -> 
 
 def test_foreign_files_in_a_run_folder(run: Run, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
-    pl.read_parquet(folder / "items.parquet").head(5).write_parquet(folder / "items.parquet")
+    polars.read_parquet(folder / "items.parquet").head(5).write_parquet(folder / "items.parquet")
     with pytest.raises(ArtifactError, match="has 5 items"):
         eimf.load(folder)
     (folder / "items.parquet").unlink()
@@ -408,7 +408,7 @@ def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path, strate
     for part in ("val", "test"):
         # Vectors are float32, and their last bit depends on who else is in the batch.
         assert alone[part].summary == pytest.approx(together[part], abs=1e-9)
-    frame = pl.read_parquet(folder / "metrics.parquet").filter(pl.col("part") == "test")
+    frame = polars.read_parquet(folder / "metrics.parquet").filter(polars.col("part") == "test")
     assert alone["test"].per_user.equals(frame.drop("part"))
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 import torch
 from hypothesis import given
@@ -91,8 +91,8 @@ def any_labels(draw: st.DrawFn) -> tuple[Any, list[Label]]:
             labels.append(Label(f"u{user}", interests, tuple(f"i{items[place]}" for place in shown), "m", "v1"))
     prepared = SimpleNamespace(
         sequences=Sequences(items, times.astype(np.int64), offsets),
-        user_ids=pl.Series([f"u{user}" for user in range(len(lengths))]),
-        items=pl.DataFrame({"item_id": [f"i{n}" for n in range(1, 6)], "item_idx": range(1, 6)}),
+        user_ids=polars.Series([f"u{user}" for user in range(len(lengths))]),
+        items=polars.DataFrame({"item_id": [f"i{n}" for n in range(1, 6)], "item_idx": range(1, 6)}),
         folder=SimpleNamespace(name="any"),
     )
     return prepared, labels

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from eimf.core.errors import LabelError
-from eimf.labels.backend import CallError, EndpointError, Reply, decoding_params
+from eimf.labels.backends.base import CallError, EndpointError, Reply, decoding_params
 from eimf.labels.cache import LabelCache
-from eimf.labels.gguf import LocalServer
+from eimf.labels.backends.gguf import LocalServer
 from eimf.labels.label import LabelRequest
-from eimf.labels.openai import OpenAIBackend, retry_after
-from eimf.labels.openai_batch import export_batch, import_batch
+from eimf.labels.backends.openai import OpenAIBackend, retry_after
+from eimf.labels.backends.openai_batch import export_batch, import_batch
 from eimf.labels.prompts import build_prompt
 from tests.fault_server import GOOD, Answer, FaultServer, completion, failure, sequence, serve
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 import torch
 
@@ -309,7 +309,7 @@ def test_typical_users_cover_better_than_random_ones(tiny: Prepared) -> None:
     again = choose_typical(vectors, parts.train, n_clusters=20, budget=20, min_history=3, seed=1)
     assert again.users.equals(found["cluster"].users)
     few = choose_typical(vectors, parts.train, n_clusters=5, budget=20, min_history=3, seed=1).users
-    share = few.group_by("cluster").agg(pl.len())
+    share = few.group_by("cluster").agg(polars.len())
     assert share["len"].sum() == 20
     assert coverage(vectors, vectors) == pytest.approx(0, abs=1e-5)
     with pytest.raises(ConfigError, match=r"typical.budget: is 9999, but only \d+ of"):
@@ -329,7 +329,7 @@ def test_questions_show_training_items_only(tiny: Prepared) -> None:
 
 def test_item_texts_join_what_is_known(tiny: Prepared) -> None:
 
-    rows = pl.DataFrame({"title": ["A", ""], "brand": ["B", None], "categories": [["C", "D"], []]})
+    rows = polars.DataFrame({"title": ["A", ""], "brand": ["B", None], "categories": [["C", "D"], []]})
     assert item_texts(rows) == ["A, B, D", ""]
 
 

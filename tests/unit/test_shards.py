@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,20 +23,20 @@ def write_tables(folder: Path, n_files: int = 3, rows: int = 4000, seed: int = 0
     """One file of interactions, the same rows as several files, and items: with ties, repeats and bad rows."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, 300, rows)
-    frame = pl.DataFrame(
+    frame = polars.DataFrame(
         {
             "user_id": [f" u{one} " if one % 7 == 0 else f"u{one}" for one in user],
             "item_id": [f"i{int(one)}" if one < 200 else "" for one in rng.exponential(40, rows)],
             "timestamp": [str(int(one)) if one % 50 else "soon" for one in rng.integers(0, 400, rows)],
         }
     )
-    frame = pl.concat([frame, frame.sample(rows // 20, seed=1)]).sample(fraction=1, shuffle=True, seed=2)
+    frame = polars.concat([frame, frame.sample(rows // 20, seed=1)]).sample(fraction=1, shuffle=True, seed=2)
     (folder / "many").mkdir(parents=True)
     frame.write_csv(folder / "one.csv")
     for number, part in enumerate(np.array_split(np.arange(len(frame)), n_files)):
         frame[part.tolist()].write_csv(folder / "many" / f"{number}.csv")
     ids = [f"i{one}" for one in range(150)]
-    pl.DataFrame({"item_id": ids, "title": [f"Item {one}" for one in ids]}).write_csv(folder / "items.csv")
+    polars.DataFrame({"item_id": ids, "title": [f"Item {one}" for one in ids]}).write_csv(folder / "items.csv")
     return folder / "one.csv", folder / "many", folder / "items.csv"
 
 
@@ -44,7 +44,7 @@ def same(first: Prepared, second: Prepared) -> None:
     """Equal in content and in files."""
     assert first.digest == second.digest
     for name in ("sequences.parquet", "items.parquet"):
-        assert pl.read_parquet(first.folder / name).equals(pl.read_parquet(second.folder / name))
+        assert polars.read_parquet(first.folder / name).equals(polars.read_parquet(second.folder / name))
     assert first.manifest.counts == second.manifest.counts
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+import polars
 import pytest
 
 from eimf.config.schema import DatasetConfig, DemoConfig
@@ -42,7 +42,7 @@ EXPECTED = [("a", "y", 1), ("a", "z", 2), ("a", "x", 3), ("b", "x", 4), ("b", "y
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "jsonl", "jsonl.gz", "parquet"])
 def test_own_tables_in_every_format_and_with_other_column_names(tmp_path: Path, kind: str) -> None:
-    frame = pl.DataFrame(ROWS, schema=["who", "what", "when"], orient="row")
+    frame = polars.DataFrame(ROWS, schema=["who", "what", "when"], orient="row")
     path = tmp_path / f"rows.{kind}"
     if kind == "parquet":
         frame.write_parquet(path)
@@ -72,7 +72,7 @@ def test_item_jsonl_with_category_lists(tmp_path: Path) -> None:
 
 def test_ids_by_frequency_then_id_and_stable_under_row_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    frame = pl.DataFrame(
+    frame = polars.DataFrame(
         {"user_id": rng.integers(0, 9, 200), "item_id": rng.integers(0, 15, 200), "timestamp": range(200)}
     )
     found = []
@@ -129,7 +129,7 @@ def test_dirty_rows_are_counted_and_reported(tmp_path: Path) -> None:
     ],
 )
 def test_times_as_text(text: str, seconds: int) -> None:
-    rows = pl.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "timestamp": [text, "1"]})
+    rows = polars.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "timestamp": [text, "1"]})
     assert clean_interactions([rows], "rows", {}).time.tolist() == [seconds, 1]
 
 
@@ -174,7 +174,9 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
 
 def test_titles_are_one_clean_line() -> None:
     repairs: dict[str, int] = {}
-    rows = pl.DataFrame({"item_id": ["1", "1", " 2", ""], "title": ["A\x1b[31m\nB\u202e  C", "again", None, "none"]})
+    rows = polars.DataFrame(
+        {"item_id": ["1", "1", " 2", ""], "title": ["A\x1b[31m\nB\u202e  C", "again", None, "none"]}
+    )
     out = clean_items(rows, repairs)
     assert out["title"].to_list() == ["A [31m B C", ""]
     assert out["item_id"].to_list() == ["1", "2"]
@@ -257,7 +259,7 @@ def test_movielens(tmp_path: Path, release: str) -> None:
     )
     prepared = prepare(config, tmp_path / "data")
     assert rows_of(prepared) == [("1", "8", 20), ("1", "7", 30)]
-    assert prepared.items.filter(pl.col("item_id") == "7")["title"].item() == "Café (1995)"
+    assert prepared.items.filter(polars.col("item_id") == "7")["title"].item() == "Café (1995)"
     (tmp_path / "ml.zip").write_bytes(b"no zip")
     with pytest.raises(DataError, match="no complete MovieLens archive"):
         prepare(config, tmp_path / "data")
@@ -274,10 +276,10 @@ def test_demo_is_seeded_and_keeps_true_interests() -> None:
     assert isinstance(noise, float)
     assert 0.03 < noise < 0.15
     # A true interest is a theme: apart from noise all its items are of one department.
-    joined = rows.filter(pl.col("interest") >= 0).join(first.items, on="item_id")
-    departments = joined.group_by("interest").agg(pl.col("categories").list.first().n_unique())
+    joined = rows.filter(polars.col("interest") >= 0).join(first.items, on="item_id")
+    departments = joined.group_by("interest").agg(polars.col("categories").list.first().n_unique())
     assert (departments["categories"] == 1).all()
-    per_user = rows.filter(pl.col("interest") >= 0).group_by("user_id").agg(pl.col("interest").n_unique())
+    per_user = rows.filter(polars.col("interest") >= 0).group_by("user_id").agg(polars.col("interest").n_unique())
     assert per_user["interest"].max() >= 3  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
 
 

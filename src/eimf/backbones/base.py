@@ -4,15 +4,16 @@ Shapes: B users, L positions (left-padded with item 0, the most recent item last
 I items.
 """
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eimf.core.options import option
+from eimf.config.schema import BackboneConfig
+from eimf.core.errors import ConfigError
+from eimf.core.options import take_options
 
 
 @runtime_checkable
@@ -38,53 +39,50 @@ class Interests(NamedTuple):
         return [Interests(*parts) for parts in zip(self.vectors.split(sizes), routings, strict=True)]
 
 
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Options common to all backbones."""
-
-    name: str = "comirec_sa"
-    """A key of `eimf.backbones.BACKBONES`."""
-    embed_dim: int = option(64, low=1)
-    """D: size of item and interest vectors (64 in ComiRec, MIND's public code and REMI)."""
-    normalize: bool = False
-    """Compare directions only: interests and items are scaled to length 1. Wants a small `loss.temperature`."""
-    init_std: float = option(0.05, low=0.0)
-    """Standard deviation of the initial item vectors."""
-
-
 class Backbone(nn.Module):
-    """Base of all backbones. A subclass sets `config`, takes its fields as plain arguments and has `extract`."""
+    """Base of all backbones. A subclass has a `Config` and the method `extract`.
 
-    config: ClassVar[type[BackboneConfig]] = BackboneConfig
+    Args:
+        n_items: I, number of items; ids are 1 to I, and 0 is padding.
+        max_len: L, most recent items that the model sees.
+        config: the options, an object of the class's `Config`.
+        options: the same as plain arguments, such as `n_interests=4`.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+    """
+
+    Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     causal: ClassVar[bool] = False
     """Has `states`: a vector for every position that depends on earlier positions only."""
     routes: ClassVar[bool] = False
     """`extract` returns routing weights, with a gradient."""
     trainable: ClassVar[bool] = True
     """Learns by gradient descent."""
+    config: Any
+    """An object of the class's `Config`."""
 
-    def __init__(
-        self, n_items: int, max_len: int, embed_dim: int = 64, normalize: bool = False, init_std: float = 0.05
-    ) -> None:
+    def __init__(self, n_items: int, max_len: int = 20, config: BackboneConfig | None = None, **options: Any) -> None:
         super().__init__()
-        self.n_items, self.max_len, self.embed_dim, self.normalize = n_items, max_len, embed_dim, normalize
-        self.item_embedding = nn.Embedding(n_items + 1, embed_dim, padding_idx=0)
-        with torch.no_grad():
-            self.item_embedding.weight.normal_(0.0, init_std)
-            self.item_embedding.weight[0] = 0.0
-
-    @classmethod
-    def build(cls, config: BackboneConfig, n_items: int, max_len: int) -> "Backbone":
-        """Make the backbone that a configuration describes."""
-        options = {item.name: getattr(config, item.name) for item in fields(config) if item.name != "name"}
-        return cls(n_items=n_items, max_len=max_len, **options)
+        self.config = config = take_options(type(self).Config, config, options)
+        self.n_items, self.max_len, self.embed_dim = n_items, max_len, config.embed_dim
+        if self.trainable:
+            self.item_embedding = nn.Embedding(n_items + 1, config.embed_dim, padding_idx=0)
+            with torch.no_grad():
+                self.item_embedding.weight.normal_(0.0, config.init_std)
+                self.item_embedding.weight[0] = 0.0
 
     def forward(self, history: Int[Tensor, "B L"]) -> Interests:
-        """Interests of histories of at most `max_len` items."""
+        """Interests of histories; of longer ones than `max_len`, of the most recent items.
+
+        Raises:
+            ConfigError: `extract` returns other shapes than the class promises.
+        """
         if history.shape[1] > self.max_len:
             history = history[:, -self.max_len :]
         interests = self.extract(history)
-        if self.normalize:
+        self._check(interests, history)
+        if self.config.normalize:
             interests = interests._replace(vectors=F.normalize(interests.vectors, dim=-1))
         return interests
 
@@ -92,13 +90,30 @@ class Backbone(nn.Module):
         """The backbone's own part of `forward`."""
         raise NotImplementedError
 
+    def _check(self, interests: Interests, history: Tensor) -> None:
+        vectors, routing, name = interests.vectors, interests.routing, type(self).__name__
+        if vectors.ndim != 3 or len(vectors) != len(history) or vectors.shape[2] != self.embed_dim:
+            raise ConfigError(
+                f"{name}.extract: interest vectors must have the shape [B, K, D] = [{len(history)}, K, "
+                f"{self.embed_dim}], have {list(vectors.shape)}."
+            )
+        if not self.routes:
+            return
+        wanted = (len(history), vectors.shape[1], history.shape[1])
+        if routing is None or tuple(routing.shape) != wanted:
+            found = "nothing" if routing is None else list(routing.shape)
+            raise ConfigError(
+                f"{name}.extract: with routes = True it must return routing weights [B, K, L] = {list(wanted)}, "
+                f"returns {found}; return them, or set routes = False."
+            )
+
     def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
         """Vectors that interests are compared with: of the given items, or the whole table with padding row 0."""
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
-        """Hear how often each item occurs in the training interactions, before training. Most have no use for it."""
+        """Take the number of training interactions of each item, before training. Most backbones ignore it."""
 
 
 class CausalBackbone(Backbone):
@@ -128,9 +143,9 @@ def route(
 ) -> Interests:
     """Dynamic routing of position votes to K interest capsules (ComiRec algorithm 1; Sabour et al. 2017).
 
-    The softmax runs over the interests: each position shares itself out among them. Padding is masked after it.
-    The interests have the gradient of the last sum alone, as in the authors' code. The weights have that of the last
-    agreement, for losses of the routing; without such a loss it is not followed.
+    The softmax runs over the interests: the weights of a position sum to 1. Padding is masked after it.
+    As in the authors' code, interests get gradients only through the final weighted sum. The returned weights keep the
+    gradient of the last agreement step, so that a loss on the routing can train it; without one, that path is unused.
 
     Args:
         votes: what each position says for each interest; [B, L, D] where it says the same for all, which saves memory

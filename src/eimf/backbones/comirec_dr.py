@@ -1,13 +1,15 @@
 """ComiRec-DR: interests by dynamic routing (Cen et al., KDD 2020, arXiv 2005.09347, section 3.1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, BackboneConfig, Interests, route
+from eimf.backbones.base import Backbone, Interests, route
 from eimf.backbones.dropout import Dropout
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
@@ -32,32 +34,23 @@ class ComiRecDR(Backbone):
     Deviation: positions count back from the most recent item (see ComiRec-SA).
     """
 
-    config = ComiRecDRConfig
+    Config = ComiRecDRConfig
+    config: ComiRecDRConfig
     routes = True
 
-    def __init__(
-        self,
-        n_items: int,
-        max_len: int,
-        embed_dim: int = 64,
-        normalize: bool = False,
-        init_std: float = 0.05,
-        n_interests: int = 4,
-        iterations: int = 3,
-        per_position: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
-        self.n_interests, self.iterations = n_interests, iterations
-        maps = torch.randn(max_len if per_position else 1, embed_dim, n_interests * embed_dim)
+    def __init__(self, n_items: int, max_len: int = 20, config: ComiRecDRConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
+        embed_dim, config = self.embed_dim, self.config
+        maps = torch.randn(max_len if config.per_position else 1, embed_dim, config.n_interests * embed_dim)
         self.maps = nn.Parameter(maps * embed_dim**-0.5)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(config.dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         batch, length = history.shape
+        n_interests = self.config.n_interests
         items = self.dropout(self.item_embedding(history))  # [B, L, D]
         maps = self.maps[-length:] if len(self.maps) > 1 else self.maps.expand(length, -1, -1)
         votes = torch.bmm(items.transpose(0, 1), maps)  # [L, B, K*D]
-        votes = votes.view(length, batch, self.n_interests, self.embed_dim).permute(1, 2, 0, 3)
+        votes = votes.view(length, batch, n_interests, self.embed_dim).permute(1, 2, 0, 3)
         mask = (history != 0)[:, None].to(votes.dtype)
-        return route(votes, votes.new_zeros(batch, self.n_interests, length), mask, self.iterations)
+        return route(votes, votes.new_zeros(batch, n_interests, length), mask, self.config.iterations)

@@ -1,17 +1,21 @@
 """ComiRec-SA: interests by self-attentive pooling (Cen et al., KDD 2020, arXiv 2005.09347, section 3.2)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.backbones.base import Backbone, Interests
 from eimf.backbones.dropout import Dropout
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 _ROWS = 512
+HIDDEN_RATIO = 4
+"""Width of the attention's hidden layer, in units of embed_dim (ComiRec's code: 4)."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,6 @@ class ComiRecSAConfig(BackboneConfig):
 
     n_interests: int = option(4, low=1)
     """K (ComiRec: 4)."""
-    hidden_ratio: int = option(4, low=1)
-    """Width of the attention's hidden layer, in units of embed_dim (ComiRec's code: 4)."""
     dropout: float = option(0.0, low=0.0, high=0.95)
     """Dropout of the history's item vectors (ComiRec: none)."""
 
@@ -33,25 +35,17 @@ class ComiRecSA(Backbone):
     short history; the authors' code counts from the oldest item in the window.
     """
 
-    config = ComiRecSAConfig
+    Config = ComiRecSAConfig
+    config: ComiRecSAConfig
     routes = True
 
-    def __init__(
-        self,
-        n_items: int,
-        max_len: int,
-        embed_dim: int = 64,
-        normalize: bool = False,
-        init_std: float = 0.05,
-        n_interests: int = 4,
-        hidden_ratio: int = 4,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
-        self.position = nn.Parameter(torch.randn(max_len, embed_dim) * init_std)
-        self.hidden = nn.Linear(embed_dim, hidden_ratio * embed_dim, bias=False)
-        self.heads = nn.Linear(hidden_ratio * embed_dim, n_interests, bias=False)
-        self.dropout = Dropout(dropout)
+    def __init__(self, n_items: int, max_len: int = 20, config: ComiRecSAConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
+        embed_dim, config = self.embed_dim, self.config
+        self.position = nn.Parameter(torch.randn(max_len, embed_dim) * config.init_std)
+        self.hidden = nn.Linear(embed_dim, HIDDEN_RATIO * embed_dim, bias=False)
+        self.heads = nn.Linear(HIDDEN_RATIO * embed_dim, config.n_interests, bias=False)
+        self.dropout = Dropout(config.dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         items = self.dropout(self.item_embedding(history))  # [B, L, D]

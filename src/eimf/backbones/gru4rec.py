@@ -1,13 +1,15 @@
 """GRU4Rec: a recurrent network over the history (Hidasi et al., ICLR 2016, arXiv 1511.06939), one interest."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import BackboneConfig, CausalBackbone
+from eimf.backbones.base import CausalBackbone
 from eimf.backbones.dropout import Dropout
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
@@ -30,23 +32,15 @@ class GRU4Rec(CausalBackbone):
     batches with BPR or TOP1.
     """
 
-    config = GRU4RecConfig
+    Config = GRU4RecConfig
+    config: GRU4RecConfig
 
-    def __init__(
-        self,
-        n_items: int,
-        max_len: int,
-        embed_dim: int = 64,
-        normalize: bool = False,
-        init_std: float = 0.05,
-        hidden_size: int = 64,
-        layers: int = 1,
-        dropout: float = 0.2,
-    ) -> None:
-        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
-        self.gru = nn.GRU(embed_dim, hidden_size, num_layers=layers, batch_first=True)
-        self.output = nn.Linear(hidden_size, embed_dim)
-        self.dropout = Dropout(dropout)
+    def __init__(self, n_items: int, max_len: int = 20, config: GRU4RecConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
+        embed_dim, config = self.embed_dim, self.config
+        self.gru = nn.GRU(embed_dim, config.hidden_size, num_layers=config.layers, batch_first=True)
+        self.output = nn.Linear(config.hidden_size, embed_dim)
+        self.dropout = Dropout(config.dropout)
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         length = history.shape[1]

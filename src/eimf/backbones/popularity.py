@@ -1,12 +1,14 @@
 """Popularity: the same most frequent training items for everyone. No training; the floor to compare with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.backbones.base import Backbone, Interests
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
@@ -21,15 +23,12 @@ class PopularityConfig(BackboneConfig):
 class Popularity(Backbone):
     """Every user has the one interest [1]; an item's vector is its count in the training interactions."""
 
-    config = PopularityConfig
+    Config = PopularityConfig
     trainable = False
     counts: Tensor
 
-    def __init__(
-        self, n_items: int, max_len: int, embed_dim: int = 1, normalize: bool = False, init_std: float = 0.05
-    ) -> None:
-        super().__init__(n_items, max_len, 1, False, init_std)
-        del self.item_embedding
+    def __init__(self, n_items: int, max_len: int = 20, config: PopularityConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
         self.register_buffer("counts", torch.zeros(n_items + 1, 1))
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:

@@ -1,14 +1,16 @@
 """SASRec: causal self-attention over the history (Kang & McAuley, ICDM 2018, arXiv 1808.09781), one interest."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import BackboneConfig, CausalBackbone, Interests
+from eimf.backbones.base import CausalBackbone, Interests
 from eimf.backbones.dropout import Dropout
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
@@ -61,23 +63,16 @@ class _Block(nn.Module):
 class SASRec(CausalBackbone):
     """Transformer blocks with learned positions, counted back from the most recent item."""
 
-    config = SASRecConfig
+    Config = SASRecConfig
+    config: SASRecConfig
 
-    def __init__(
-        self,
-        n_items: int,
-        max_len: int,
-        embed_dim: int = 64,
-        normalize: bool = False,
-        init_std: float = 0.05,
-        layers: int = 2,
-        heads: int = 1,
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
-        self.position = nn.Parameter(torch.randn(max_len, embed_dim) * init_std)
-        self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(embed_dim, heads, dropout) for _ in range(layers))
+    def __init__(self, n_items: int, max_len: int = 20, config: SASRecConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
+        embed_dim, config = self.embed_dim, self.config
+        self.position = nn.Parameter(torch.randn(max_len, embed_dim) * config.init_std)
+        self.dropout = Dropout(config.dropout)
+        blocks = (_Block(embed_dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(embed_dim)
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:

@@ -5,13 +5,15 @@ to beat multi-interest models trained without it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, BackboneConfig, Interests
+from eimf.backbones.base import Backbone, Interests
 from eimf.backbones.dropout import Dropout
+from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
@@ -28,21 +30,14 @@ class YouTubeDNNConfig(BackboneConfig):
 class YouTubeDNN(Backbone):
     """Mean of the history's item vectors, then dense layers. No user features, as our data have none."""
 
-    config = YouTubeDNNConfig
+    Config = YouTubeDNNConfig
+    config: YouTubeDNNConfig
 
-    def __init__(
-        self,
-        n_items: int,
-        max_len: int,
-        embed_dim: int = 64,
-        normalize: bool = False,
-        init_std: float = 0.05,
-        layers: int = 1,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(n_items, max_len, embed_dim, normalize, init_std)
-        self.tower = nn.ModuleList(nn.Linear(embed_dim, embed_dim) for _ in range(layers))
-        self.dropout = Dropout(dropout)
+    def __init__(self, n_items: int, max_len: int = 20, config: YouTubeDNNConfig | None = None, **options: Any) -> None:
+        super().__init__(n_items, max_len, config, **options)
+        embed_dim, config = self.embed_dim, self.config
+        self.tower = nn.ModuleList(nn.Linear(embed_dim, embed_dim) for _ in range(config.layers))
+        self.dropout = Dropout(config.dropout)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         items = self.dropout(self.item_embedding(history))

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The command `eimf`, one file a group of commands."""

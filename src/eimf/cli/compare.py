@@ -1,24 +1,29 @@
 """The command `eimf compare`: run what is missing of a suite, and compare."""
 
 import argparse
+import logging
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from eimf.cli.arguments import Commands, add_command
 from eimf.core.errors import ArtifactError, ConfigError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from eimf.studies.comparison import Comparison
     from eimf.studies.suite import Planned, Suite
 
 
-def add_compare_command(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `eimf compare`."""
+def add_commands(commands: Commands) -> None:
+    """Add the command `eimf compare`."""
+    parser = add_command(
+        commands, "compare", _compare, "run a suite of variants and seeds, and test which one is better"
+    )
     parser.add_argument("suite", metavar="SUITE", help="a YAML file, or a name in experiments/suites")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2], suite=NAME"
@@ -32,7 +37,6 @@ def add_compare_command(parser: argparse.ArgumentParser) -> None:
         "--groups", action="store_true", help="also lifts by history length, popularity, nearness to labelled users"
     )
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="make every n-th run only, from the i-th")
-    parser.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -40,10 +44,9 @@ def _compare(options: argparse.Namespace) -> None:
     from eimf.studies.suite import FINISHED, finished_runs, plan, read_suite, run_suite
     from eimf.studies.tables import sentences, to_rich, write_comparison
 
-    say = partial(print, flush=True)
     index, shards = _shard(options.shard)
     suite = read_suite(options.suite, options.overrides)
-    planned = plan(suite, options.any_code, say)
+    planned = plan(suite, options.any_code)
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160  # a file has room
@@ -52,21 +55,21 @@ def _compare(options: argparse.Namespace) -> None:
         return
     failed: list[str] = []
     if not options.no_run:
-        failed = run_suite(planned[index - 1 :: shards], suite.folder, say)
-        planned = plan(suite, options.any_code, say)
+        failed = run_suite(planned[index - 1 :: shards], suite.folder)
+        planned = plan(suite, options.any_code)
     runs = finished_runs(suite, planned)
     found = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
     console.print(to_rich(found))
     for sentence in sentences(found):
         console.print(sentence, highlight=False, soft_wrap=True)
     if options.groups:
-        _show_groups(console, suite, runs, found, say)
+        _show_groups(console, suite, runs, found)
     _show_costs(console, found.costs)
     unfinished = sum(one.state != FINISHED for one in planned)
     if unfinished:
-        say(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
+        log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
     paths = write_comparison(found, suite.folder / "comparison")
-    say(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
+    log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:
         raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
 
@@ -90,22 +93,20 @@ def _show_plan(console: Console, planned: "list[Planned]") -> None:
     console.print(table)
 
 
-def _show_groups(
-    console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], found: "Comparison", say: Callable[[str], None]
-) -> None:
+def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], found: "Comparison") -> None:
     """Lifts by groups of users, in the table's first metric; kept in `groups.csv`."""
-    import polars as pl
+    import polars
 
-    from eimf.core.files import write_text_atomic
+    from eimf.core.files import make_folder, write_text_atomic
     from eimf.data.prepare import prepare
     from eimf.studies.comparison import compare_groups
-    from eimf.training.datamodule import InteractionData
+    from eimf.training.build import build_data
     from eimf.training.evaluate import group_held_out
 
     configs = [configs[0] for configs in suite.variants.values()]
     config = next((one for one in configs if one.eimf.enabled), suite.first)  # whose labels users are near to
-    data = InteractionData(prepare(config.dataset, config.data.root, say), config)
-    groups = group_held_out(data, found.part, say)
+    data = build_data(config, prepare(config.dataset, config.data.root), labelled=False)
+    groups = group_held_out(config, data, found.part)
     lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
     table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
     for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
@@ -119,8 +120,8 @@ def _show_groups(
         )
     console.print(table)
     folder = suite.folder / "comparison"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / "groups.csv", pl.DataFrame([vars(one) for one in lifts]).write_csv())
+    make_folder(folder)
+    write_text_atomic(folder / "groups.csv", polars.DataFrame([vars(one) for one in lifts]).write_csv())
 
 
 def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:

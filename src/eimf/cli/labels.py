@@ -11,35 +11,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eimf.cli.arguments import Commands, add_command, add_experiment, load_experiment
 from eimf.core.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from eimf.config.schema import Config
+    from eimf.config import Config
     from eimf.data.prepared import Prepared
     from eimf.data.splits import Spans
+    from eimf.labels.backends.base import Backend
     from eimf.labels.label import LabelRequest
     from eimf.labels.typical import Typical
 
-Load = Callable[[argparse.Namespace], "Config"]
+Command = Callable[[argparse.Namespace, "Config"], None]
 
 
-def add_label_commands(
-    parser: argparse.ArgumentParser, experiment: Callable[[argparse.ArgumentParser], None], load: Load
-) -> None:
-    """Add `run`, `export`, `import`, `stats`, `show` and `check`.
+def add_commands(groups: Commands) -> None:
+    """Add `eimf label run`, `export`, `import`, `stats`, `show` and `check`."""
+    label = groups.add_parser("label", help="explicit interests by an LLM: run, export, import, stats, show, check")
+    commands = label.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    Args:
-        experiment: adds the arguments that name an experiment.
-        load: makes the configuration of them.
-    """
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace, "Config"], None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        experiment(made)
-        made.set_defaults(run=lambda options: run(options, load(options)))
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        made = add_command(commands, name, lambda options: run(options, load_experiment(options)), text)
+        add_experiment(made)
         return made
 
     run = command("run", _run, "ask an LLM about typical users; what the cache has is not asked again")
@@ -47,6 +42,14 @@ def add_label_commands(
         "--dry-run", action="store_true", help="show three prompts, calls, tokens, cost and time; ask nothing"
     )
     run.add_argument("--retry", action="store_true", help="ask again where a reply was invalid or refused")
+    preview = run.add_argument_group("expected costs, for --dry-run")
+    preview.add_argument(
+        "--price-in", type=float, default=0.0, metavar="X", help="price of a million tokens of prompts"
+    )
+    preview.add_argument(
+        "--price-out", type=float, default=0.0, metavar="X", help="price of a million tokens of replies"
+    )
+    preview.add_argument("--seconds-each", type=float, default=3.0, metavar="S", help="seconds of a reply (default 3)")
     export = command("export", _export, "write the labels as JSONL, or the open questions as an OpenAI batch file")
     export.add_argument("--to", type=Path, required=True, metavar="FILE")
     export.add_argument("--batch", action="store_true", help="questions for OpenAI's Batch API instead of labels")
@@ -61,7 +64,7 @@ def add_label_commands(
 def _prepared(config: "Config") -> "Prepared":
     from eimf.data.prepare import prepare
 
-    return prepare(config.dataset, config.data.root, print)
+    return prepare(config.dataset, config.data.root)
 
 
 def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
@@ -88,10 +91,10 @@ def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np
 
 def _choose(config: "Config", prepared: "Prepared", budgets: tuple[int, ...]) -> "list[Typical]":
     """Typical users of the training data for each budget."""
-    from eimf.data.splits import split
+    from eimf.data.splits import split_sequences
     from eimf.labels.typical import coverage_by_budget
 
-    spans, typical = split(prepared.sequences, config.split).train, config.typical
+    spans, typical = split_sequences(prepared.sequences, config.split).train, config.typical
     return coverage_by_budget(
         _user_vectors(config, prepared, spans),
         spans,
@@ -105,7 +108,7 @@ def _choose(config: "Config", prepared: "Prepared", budgets: tuple[int, ...]) ->
 
 def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
     """Questions about the typical users of the training data."""
-    from eimf.data.splits import split
+    from eimf.data.splits import split_sequences
     from eimf.labels.typical import ask_about
 
     if not (prepared.items["title"].str.strip_chars() != "").any():
@@ -113,7 +116,7 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
             f"{config.dataset.name}: none of its items has a title, so an LLM would be paid for nothing; give an items "
             "table with a column title (dataset.items)."
         )
-    spans = split(prepared.sequences, config.split).train
+    spans = split_sequences(prepared.sequences, config.split).train
     (chosen,) = _choose(config, prepared, (config.typical.budget_of(len(spans.user_idx)),))
     print(
         f"typical users: {len(chosen.users)} of {len(spans.user_idx):,}; mean distance of a training user to the "
@@ -124,9 +127,9 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
 
 def _show_coverage(config: "Config", prepared: "Prepared") -> None:
     """How near typical users are, for smaller budgets than the one asked for."""
-    from eimf.data.splits import split
+    from eimf.data.splits import split_sequences
 
-    budget = config.typical.budget_of(len(split(prepared.sequences, config.split).train.user_idx))
+    budget = config.typical.budget_of(len(split_sequences(prepared.sequences, config.split).train.user_idx))
     budgets = tuple(sorted({max(1, budget // part) for part in (16, 8, 4, 2, 1)}))
     table = Table(title="typical users: coverage by budget", title_justify="left")
     for column in ("budget", "mean cosine distance of a training user to the nearest typical one"):
@@ -141,11 +144,10 @@ def _parameters(config: "Config") -> dict[str, Any]:
 
 
 def _model(config: "Config") -> str:
-    if not config.llm.model:
-        raise ConfigError(
-            "llm.model: is empty; name the model, for example llm.model=gpt-5-mini, and llm.base_url=... of its server."
-        )
-    return config.llm.model
+    """Name of the model, part of a reply's key."""
+    from eimf.config.components import BACKENDS
+
+    return BACKENDS[config.llm.backend].model_of(config.llm)
 
 
 def _unanswered(
@@ -164,50 +166,23 @@ def _unanswered(
 
 
 def _run(options: argparse.Namespace, config: "Config") -> None:
-    from eimf.labels.asking import AGAIN, preview, run
+    from eimf.config.components import BACKENDS
+    from eimf.labels.asking import AGAIN, run
     from eimf.labels.cache import LabelCache
-    from eimf.labels.gguf import LocalServer
-    from eimf.labels.openai import OpenAIBackend
 
-    prepared, llm = _prepared(config), config.llm
-    requests = _questions(config, prepared)
     again = AGAIN | ({"invalid", "refused"} if options.retry else set())
-    concurrency = 1 if llm.gguf else llm.concurrency  # this process answers one prompt at a time
+    concurrency, per_minute = getattr(config.llm, "concurrency", 1), getattr(config.llm, "per_minute", 0.0)
     if options.dry_run:
-        _show_coverage(config, prepared)
-        left = _unanswered(config, requests, Path(llm.gguf).stem or llm.model, again)
-        print(
-            preview(
-                left,
-                price_in=llm.price_in,
-                price_out=llm.price_out,
-                seconds_per_call=llm.seconds_each,
-                concurrency=concurrency,
-                rate_per_minute=llm.per_minute,
-                done=len({one.prompt for one in requests}) - len({one.prompt for one in left}),
-            )
-        )
+        _preview(options, config, again, concurrency, per_minute)
         return
+    _model(config)  # a missing name is said before anything is encoded
+    requests = _questions(config, _prepared(config))
 
-    async def work(model: str, base_url: str) -> None:
-        backend = OpenAIBackend(
-            model,
-            base_url,
-            llm.key_variable,
-            temperature=llm.temperature,
-            max_tokens=llm.max_tokens,
-            timeout=llm.timeout,
-            attempts=llm.attempts,
-        )
+    async def work(backend: "Backend") -> None:
         try:
             with LabelCache(config.label_cache) as cache:
                 summary = await run(
-                    requests,
-                    backend,
-                    cache,
-                    concurrency=concurrency,
-                    rate_per_minute=llm.per_minute,
-                    again=again,
+                    requests, backend, cache, concurrency=concurrency, rate_per_minute=per_minute, again=again
                 )
         finally:
             await backend.close()
@@ -215,17 +190,41 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
         for status, reason in summary.reasons.items():
             print(f"  {status}, for example: {reason}")
 
-    if llm.gguf:
-        with LocalServer(llm.gguf) as server:
-            asyncio.run(work(server.model, server.base_url))
-    else:
-        asyncio.run(work(_model(config), llm.base_url))
+    with BACKENDS[config.llm.backend].open(config.llm) as backend:
+        asyncio.run(work(backend))
+
+
+def _preview(
+    options: argparse.Namespace, config: "Config", again: "Set[str]", concurrency: int, per_minute: float
+) -> None:
+    """Print what a run would ask and cost."""
+    from eimf.labels.asking import preview
+
+    prepared = _prepared(config)
+    requests = _questions(config, prepared)
+    _show_coverage(config, prepared)
+    try:
+        model = _model(config)
+    except ConfigError:  # a preview needs no model
+        model = ""
+    left = _unanswered(config, requests, model, again)
+    print(
+        preview(
+            left,
+            price_in=options.price_in,
+            price_out=options.price_out,
+            seconds_per_call=options.seconds_each,
+            concurrency=concurrency,
+            rate_per_minute=per_minute,
+            done=len({one.prompt for one in requests}) - len({one.prompt for one in left}),
+        )
+    )
 
 
 def _export(options: argparse.Namespace, config: "Config") -> None:
     from eimf.labels.asking import AGAIN
+    from eimf.labels.backends.openai_batch import export_batch
     from eimf.labels.cache import LabelCache
-    from eimf.labels.openai_batch import export_batch
 
     if options.batch:
         model = _model(config)
@@ -240,8 +239,8 @@ def _export(options: argparse.Namespace, config: "Config") -> None:
 
 
 def _import(options: argparse.Namespace, config: "Config") -> None:
+    from eimf.labels.backends.openai_batch import import_batch
     from eimf.labels.cache import LabelCache
-    from eimf.labels.openai_batch import import_batch
 
     prepared, examples = _prepared(config), {}
     if _is_batch(options.source):
@@ -254,8 +253,8 @@ def _import(options: argparse.Namespace, config: "Config") -> None:
         with LabelCache(config.label_cache) as cache:
             report = cache.import_jsonl(options.source, set(prepared.user_ids), set(prepared.items["item_id"]))
         found, examples = {name: value for name, value in vars(report).items() if name != "first"}, report.first
-    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items() if count)
-    print(f"{config.label_cache}: {told}")
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items() if count)
+    print(f"{config.label_cache}: {counts}")
     for name, example in examples.items():
         print(f"  {name.replace('_', ' ')}, for example: {example}")
 

@@ -1,40 +1,86 @@
-"""TODO"""
+"""Commands that use finished runs: `index`, `report`, `explore`, `recommend`."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from eimf.cli.tables import _plain, _say
+from eimf.cli.arguments import Commands, add_command
 from eimf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from eimf.config.schema import Config
+    from eimf.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    index = add_command(
+        commands, "index", _index, "keep a retrieval index in a run folder, for serving a large catalogue"
+    )
+    index.add_argument("run_folder", metavar="RUN", type=Path)
+    index.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="eval.index=hnsw (default), ivf, IVF4096,PQ16, ..."
+    )
+    report = add_command(commands, "report", _report, "write one HTML page about a run or a suite")
+    report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
+    report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
+    explore = add_command(
+        commands, "explore", _explore, "look into runs in a browser: interests, their items, diversity"
+    )
+    explore.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="two or more are shown side by side")
+    explore.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    explore.add_argument("--port", type=int, default=8411, help="default 8411; 0 takes any free one")
+    explore.add_argument("--open", action="store_true", help="open the page in the browser")
+    recommend = add_command(
+        commands, "recommend", _recommend, "recommend for a user or a history, interest by interest"
+    )
+    recommend.add_argument("run_folder", metavar="RUN", type=Path)
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
+    who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")
+    recommend.add_argument("-n", type=int, default=10, help="length of the lists (default 10)")
+    recommend.add_argument("--diversity", type=float, default=0.0, help="weight of category diversity (default 0)")
+    recommend.add_argument("--include-seen", action="store_true", help="items of the history may be recommended")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from eimf.report import build_report
+
+    log.info(f"written: {build_report(options.folder, options.to)}")
 
 
 def _index(options: argparse.Namespace) -> None:
+    import torch
+
     from eimf.config.load import load
-    from eimf.runs.folder import INDEX, read_checkpoint, restore_backbone
-    from eimf.runs.results import keep_index
+    from eimf.runs.folder import INDEX, read_checkpoint, restore_backbone, save_index
 
     backbone, _ = restore_backbone(read_checkpoint(options.run_folder), options.run_folder)
     if wrong := [text for text in options.overrides if not text.startswith("eval.")]:
         raise ConfigError(f"{wrong[0]!r}: only eval.* settings matter to an index.")
     config = load(options.run_folder / "config.yaml", ["eval.index=hnsw", *options.overrides])
-    keep_index(options.run_folder, backbone, config)
+    with torch.inference_mode():
+        vectors = backbone.item_vectors().float().cpu().numpy()
+    save_index(options.run_folder, vectors, config.eval.index, config.eval.search)
     path = options.run_folder / INDEX
-    _say(f"written: {path} ({config.eval.index}, {path.stat().st_size / 2**20:.1f} MiB); eimf recommend uses it now")
+    log.info(
+        f"written: {path} ({config.eval.index}, {path.stat().st_size / 2**20:.1f} MiB); eimf recommend uses it now"
+    )
 
 
 def _explore(options: argparse.Namespace) -> None:
     from eimf.explorer import open_runs, serve
 
-    serve(open_runs(options.run_folders), options.host, options.port, _say, options.open)
+    serve(open_runs(options.run_folders), options.host, options.port, options.open)
 
 
 def _recommend(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from eimf.serving.recommender import load
 
     if options.n < 1:
@@ -45,37 +91,37 @@ def _recommend(options: argparse.Namespace) -> None:
     else:
         history = [part.strip() for part in options.history.split(",") if part.strip()]
     keep = {"filter_seen": not options.include_seen}
+    lists = model.recommend_by_interest(history, options.n, **keep) if model.n_interests > 1 else []
+    merged = model.recommend(history, options.n, diversity=options.diversity, **keep)
     table = Table(title=f"history ({len(history)} items, oldest first)", title_justify="left")
     table.add_column("item")
     table.add_column("title")
     for item in history[-model.config.data.max_len :]:
-        table.add_row(item, _plain(model.title(item)))
+        table.add_row(Text(item), Text(model.title(item) or "(no title)"))
     console = Console()
     console.print(table)
-    lists = model.recommend_by_interest(history, options.n, **keep) if model.n_interests > 1 else []
-    merged = model.recommend(history, options.n, diversity=options.diversity, **keep)
     for name, found in [(f"interest {k}", one) for k, one in enumerate(lists)] + [("merged", merged)]:
         table = Table(title=name, title_justify="left")
         for column in ("item", "title", "score", "interest"):
             table.add_column(column, justify="right" if column in ("score", "interest") else "left")
         for one in found:
-            table.add_row(one.item_id, _plain(one.title), f"{one.score:.3f}", str(one.interest))
+            table.add_row(Text(one.item_id), Text(one.title or "(no title)"), f"{one.score:.3f}", str(one.interest))
         console.print(table)
 
 
 def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:
     from eimf.data.prepare import prepare
-    from eimf.runs.folder import CHECKPOINT_KEY, check_data, read_checkpoint
+    from eimf.runs.folder import ORIGIN, check_data, read_checkpoint
 
     checkpoint = read_checkpoint(run)
-    prepared = prepare(config.dataset, config.data.root, digest=checkpoint[CHECKPOINT_KEY]["data_digest"])
+    prepared = prepare(config.dataset, config.data.root, checkpoint[ORIGIN]["data_digest"])
     check_data(checkpoint, prepared, run)
-    found = (prepared.user_ids == user_id).arg_max()
-    if found is None or prepared.user_ids[found] != user_id:
+    row = prepared.user_ids.index_of(user_id)
+    if row is None:
         raise DataError(
             f"--user: {user_id!r} is not among the {len(prepared.user_ids)} users of {config.dataset.name} "
             f"(ids look like {', '.join(map(repr, prepared.user_ids.head(3)))}); use --history for a new user."
         )
     sequences = prepared.sequences
-    numbers = sequences.items[sequences.offsets[found] : sequences.offsets[found + 1]]
-    return prepared.items["item_id"][numbers - 1].to_list()
+    items = sequences.items[sequences.offsets[row] : sequences.offsets[row + 1]]
+    return prepared.items["item_id"].gather(items - 1).to_list()

@@ -1,21 +1,26 @@
 """The command `eimf sweep`: search settings by a W&B sweep file, at W&B or on this machine alone."""
 
 import argparse
+import logging
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eimf.cli.arguments import Commands, add_command
+from eimf.cli.train import load_train
 from eimf.core.errors import ArtifactError, ConfigError
-from eimf.studies.sweep import LoadArguments, Sweep, read_sweep
+from eimf.studies.sweep import Sweep, read_sweep
+
+log = logging.getLogger(__name__)
 
 
-def add_sweep_command(parser: argparse.ArgumentParser, load: LoadArguments) -> None:
-    """Add the arguments of `eimf sweep`."""
+def add_commands(commands: Commands) -> None:
+    """Add the command `eimf sweep`."""
+    parser = add_command(commands, "sweep", _sweep, "search settings on validation users, at W&B or here")
     parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="such as experiments/sweeps/demo_small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     parser.add_argument("--offline", action="store_true", help="search here, without W&B; the same command continues")
@@ -24,7 +29,6 @@ def add_sweep_command(parser: argparse.ArgumentParser, load: LoadArguments) -> N
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (offline; default 0)")
     parser.add_argument("--retry", action="store_true", help="run failed trials again (offline)")
     parser.add_argument("--join", metavar="ID", help="start an agent of the W&B sweep [entity/project/]ID")
-    parser.set_defaults(run=_sweep, load=load)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -38,7 +42,7 @@ def _sweep(options: argparse.Namespace) -> None:
         return
     if wrong := [text for text in options.overrides if "=" not in text]:
         raise ConfigError(f"{wrong[0]!r}: an override is key=value, for example optim.lr=0.002.")
-    sweep = read_sweep(options.file, options.overrides, options.load)
+    sweep = read_sweep(options.file, options.overrides, load_train)
     if options.offline:
         _run_here(sweep, options)
     else:
@@ -86,8 +90,7 @@ def _first_line(error: Exception) -> str:
 def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
     from eimf.studies.local_sweep import FAILED, LocalSweep
 
-    say = partial(print, flush=True)
-    local = LocalSweep(sweep, options.seed, say)
+    local = LocalSweep(sweep, options.seed)
     try:
         local.run(options.workers, options.runs, options.retry)
     finally:
@@ -111,7 +114,7 @@ def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
         ]
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-    say(f"written: {path} (folders are relative to its own)")
+    log.info(f"written: {path} (folders are relative to its own)")
     if failed := [one for one in local.ranked() if one.state == FAILED]:
         names_of_failed = "; ".join(f"trial {one.number} ({one.reason})" for one in failed)
         raise ArtifactError(

@@ -1,9 +1,10 @@
-"""TODO"""
+"""Tables that several commands print."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from eimf.data.prepared import Prepared
@@ -12,19 +13,12 @@ if TYPE_CHECKING:
 SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
 
 
-def _plain(text: str) -> Any:
-    """A title as text: markup in it is shown, not obeyed."""
-    from rich.text import Text
-
-    return Text(text or "(no title)")
-
-
 def print_statistics(prepared: "Prepared") -> None:
     """Print the usual statistics table of a data set, and what was repaired."""
     from eimf.data.prepared import statistics
 
     found = statistics(prepared)
-    table = Table(title=f"{prepared.folder.name}", title_justify="left")
+    table = Table(title=Text(prepared.folder.name), title_justify="left")
     for column in ("users", "items", "interactions", "mean length", "median", "density", "last two tied"):
         table.add_column(column, justify="right")
     table.add_row(
@@ -38,13 +32,13 @@ def print_statistics(prepared: "Prepared") -> None:
     )
     Console().print(table)
     for what, count in prepared.manifest.repairs.items():
-        _say(f"  {count:,} {what}")
+        print(f"  {count:,} {what}")
 
 
 def print_results(results: "dict[str, Evaluation]", title: str) -> None:
     """Print metrics of validation and test users, and what more is known of the test lists."""
     console = Console()
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("metric")
     columns = list(results)
     shown = columns[-1]  # test, or validation where the test users are left alone
@@ -77,7 +71,3 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
         for one in trade_off:
             table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in one.items()))
         console.print(table)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

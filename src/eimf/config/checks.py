@@ -1,24 +1,33 @@
-"""TODO"""
+"""Checks of a configuration: names, secrets, and rules that concern several settings."""
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from eimf.backbones import BACKBONES
-from eimf.config.schema import RANKED_BY, Config, LLMConfig
+from eimf.config.components import BACKBONES, METRICS
+from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
-from eimf.core.options import is_variable
+from eimf.core.options import check_ranges, is_variable, nearest
 
 
-def nearest(word: str, choices: list[str]) -> str:
-    """A hint at the choice that looks most like a word, or nothing."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def check(config: Config) -> None:
+    """Check a whole configuration.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    check_ranges(config)
+    _check_names(config)
+    _check_secrets(config)
+    _check_effect(config)
+    _check_backbone(config)
+    _check_evaluation(config)
+    _check_rest(config)
 
 
-def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+def check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+    """Refuse keys that a section does not have."""
     for key in values:
         if key not in known:
             where = f"{path}.{key}" if path else key
@@ -28,81 +37,133 @@ def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) 
             )
 
 
-def _check_ranges(node: Any, path: str) -> None:
-    for item in fields(node):
-        value, where = getattr(node, item.name), f"{path}.{item.name}" if path else item.name
-        if is_dataclass(value):
-            _check_ranges(value, where)
-            continue
-        low, high = item.metadata.get("low"), item.metadata.get("high")
-        if isinstance(value, int | float) and (value != value):
-            raise ConfigError(f"{where}: must be a number, is {value}.")
-        if low is not None and value < low:
-            raise ConfigError(f"{where}: must be at least {low}, is {value}.")
-        if high is not None and value > high:
-            raise ConfigError(f"{where}: must be at most {high}, is {value}.")
+def check_component(name: str, subject: str) -> None:
+    """Refuse a name that is not a single part of a path: it names a folder or a file.
+
+    Raises:
+        ConfigError: see above.
+    """
+    allowed = (
+        name.isprintable() and not set(name) & set("/\\") and name not in (".", "..") and len(name.encode()) <= 150
+    )
+    if not allowed or name.startswith("-") or name != name.strip():
+        raise ConfigError(
+            f"{subject}: must be a plain name (no /, \\, line breaks, outer spaces or leading -; at most 150 bytes), "
+            f"is {name[:60]!r}."
+        )
 
 
-def _check_secrets(llm: LLMConfig) -> None:
+def check_no_interpolation(value: Any, where: str) -> None:
+    """Refuse `${...}` in values and keys: OmegaConf would resolve it, and it could read secrets.
+
+    Raises:
+        ConfigError: does not repeat the text.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_no_interpolation(str(key), where)
+            check_no_interpolation(inner, f"{where}.{key}" if "${" not in str(key) else where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_no_interpolation(inner, where)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(
+            f"{where}: holds ${{...}}, which is not allowed, as it could read secrets; write the value itself."
+        )
+
+
+def _check_names(config: Config) -> None:
+    if not config.dataset.name:
+        raise ConfigError("dataset.name: is empty; give the data set a name.")
+    check_component(config.dataset.name, "dataset.name")
+    if config.experiment:
+        check_component(config.experiment, "experiment")
+
+
+def _check_secrets(config: Config) -> None:
     """Refuse keys and passwords where they would be kept with the configuration; the messages do not repeat them."""
-    if not is_variable(llm.key_variable):
+    if not is_variable(getattr(config.llm, "key_variable", "NONE")):
         raise ConfigError(
             "llm.key_variable: must name an environment variable, such as OPENAI_API_KEY, in capitals; what it is set "
             "to is not shown, as it may be a key. Keys come from the environment only."
         )
-    if "@" in urlsplit(llm.base_url).netloc:
+    try:
+        address = urlsplit(getattr(config.llm, "base_url", "")).netloc
+    except ValueError:
+        raise ConfigError("llm.base_url: must look like http://127.0.0.1:8000/v1.") from None
+    if "@" in address:
         raise ConfigError(
             "llm.base_url: must not hold a user or password; put the key into the environment (llm.key_variable)."
         )
 
 
-def _check_across(config: Config) -> None:
-    """Rules that concern several keys at once, or more than a range."""
-    _check_secrets(config.llm)
+def _check_effect(config: Config) -> None:
+    """Refuse settings that have no effect together with another one."""
+    rowwise, user = config.optim.name == "rowwise", config.split.kind == "user"
+    searched = config.eval.index.lower() != "flat"
+    rules = [
+        ("optim.weight_decay", not rowwise, "optim.name=rowwise has no weight decay"),
+        ("optim.item_lr", rowwise, f"optim.name={config.optim.name} has one learning rate, optim.lr"),
+        ("split.context", user, f"split.kind={config.split.kind} does not use it"),
+        ("split.validation", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
+        ("split.test", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
+        ("eval.search", searched, "eval.index=flat searches everything"),
+        ("typical.run", config.typical.represent != "text", "typical.represent=text uses no run"),
+    ]
+    for key, effective, reason in rules:
+        section, _, name = key.partition(".")
+        options = getattr(config, section)
+        default = next(item.default for item in fields(options) if item.name == name)
+        value = getattr(options, name)
+        if value != default and not effective:
+            raise ConfigError(f"{key}: is {value}, but {reason}; leave it out.")
+
+
+def _check_backbone(config: Config) -> None:
     backbone = BACKBONES[config.backbone.name]
     if config.data.sampling == "sequence" and not backbone.causal:
-        causal = ", ".join(name for name, cls in BACKBONES.items() if cls.causal)
+        causal = ", ".join(name for name, kind in BACKBONES.items() if kind.causal)
         raise ConfigError(
             f"data.sampling: 'sequence' needs a causal backbone ({causal}), backbone.name is "
             f"{config.backbone.name!r}; use every_position or random_cut."
         )
-    if config.loss.routing_weight > 0 and not backbone.routes:
+    weights = {
+        "loss.routing_weight": config.loss.routing_weight,
+        "eimf.assignment_weight": config.eimf.assignment_weight if config.eimf.enabled else 0.0,
+    }
+    for key, weight in weights.items():
+        if weight > 0 and not backbone.routes:
+            raise ConfigError(
+                f"{key}: is {weight}, but backbone {config.backbone.name!r} has no routing weights; set it to 0."
+            )
+        if weight > 0 and getattr(config.backbone, "iterations", 2) < 2:
+            raise ConfigError(
+                f"{key}: is {weight}, but with backbone.iterations=1 the routing is not learnt; set it to 0, or "
+                "backbone.iterations to 2 or more."
+            )
+    if config.eimf.enabled and not backbone.trainable:
         raise ConfigError(
-            f"loss.routing_weight: is {config.loss.routing_weight}, but backbone {config.backbone.name!r} has no "
-            "item-to-interest routing to regularise; set it to 0."
+            f"eimf.enabled: backbone {config.backbone.name!r} is not trained; there is nothing to improve."
         )
-    if getattr(config.backbone, "iterations", 2) < 2:
-        for key, weight in {
-            "loss.routing_weight": config.loss.routing_weight,
-            "eimf.assignment_weight": config.eimf.assignment_weight if config.eimf.enabled else 0.0,
-        }.items():
-            if weight > 0:
-                raise ConfigError(
-                    f"{key}: is {weight}, but with backbone.iterations=1 the routing is not learnt; set it to 0, or "
-                    "backbone.iterations to 2 or more."
-                )
-    if config.split.validation + config.split.test >= 1:
-        raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
+
+
+def _check_evaluation(config: Config) -> None:
     if any(k < 1 for k in config.eval.cutoffs):
         raise ConfigError(f"eval.cutoffs: each must be at least 1, are {list(config.eval.cutoffs)}.")
     if config.monitor.removeprefix("val/") not in config.metric_keys:
         raise ConfigError(
             f"eval.monitor: {config.monitor.removeprefix('val/')!r} is not computed; it is one of "
-            f"{', '.join(RANKED_BY)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
+            f"{', '.join(METRICS)}, @, and one of eval.cutoffs ({', '.join(map(str, config.cutoffs))})."
         )
-    if config.eval.index == "ivfpq" and config.backbone.embed_dim % config.eval.pq_bytes:
+
+
+def _check_rest(config: Config) -> None:
+    if config.split.validation + config.split.test >= 1:
+        raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
+    if config.optim.name == "rowwise" and config.loss.name == "full_softmax":
         raise ConfigError(
-            f"eval.pq_bytes: must divide backbone.embed_dim ({config.backbone.embed_dim}), is {config.eval.pq_bytes}."
-        )
-    if config.optim.name == "rowwise" and config.loss.name in ("full_softmax",):
-        raise ConfigError(
-            "optim.name: 'rowwise' wants sparse gradients, but loss.name=full_softmax touches every item; "
+            "optim.name: 'rowwise' needs sparse gradients, but loss.name=full_softmax touches every item; "
             "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
-        )
-    if config.eimf.enabled and config.eimf.assignment_weight > 0 and not backbone.routes:
-        raise ConfigError(
-            f"eimf.assignment_weight: is {config.eimf.assignment_weight}, but backbone {config.backbone.name!r} has no "
-            "item-to-interest routing to assign; set it to 0."
         )
     if config.typical.represent != "text" and not config.typical.run:
         raise ConfigError(
@@ -115,12 +176,8 @@ def _check_across(config: Config) -> None:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
     if config.eimf.frozen_items and config.eimf.prediction != "next_item":
         raise ConfigError(
-            f"eimf.frozen_items: is about prediction=next_item, which is {config.eimf.prediction!r} here; set it to "
+            f"eimf.frozen_items: concerns prediction=next_item, which is {config.eimf.prediction!r} here; set it to "
             "false."
-        )
-    if config.eimf.enabled and not BACKBONES[config.backbone.name].trainable:
-        raise ConfigError(
-            f"eimf.enabled: backbone {config.backbone.name!r} is not trained; there is nothing to improve."
         )
     if config.dataset.source == "table" and not config.dataset.interactions:
         raise ConfigError("dataset.interactions: source 'table' needs a file of interactions.")

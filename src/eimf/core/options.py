@@ -1,15 +1,75 @@
-"""Configuration fields with a range, and names of environment variables."""
+"""Options: fields of a settings dataclass with a range, and making such a dataclass from plain arguments."""
 
 import re
-from dataclasses import field
-from typing import Any
+from dataclasses import field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from eimf.core.errors import ConfigError
+
+Options = TypeVar("Options")
 
 
 def option(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field whose value must lie in [low, high]; `eimf.config` checks it."""
+    """A dataclass field whose value must lie in [low, high]; see `check_ranges`."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
+def check_ranges(options: Any, path: str = "") -> None:
+    """Check the numbers of a settings dataclass, nested ones too.
+
+    Args:
+        path: what messages put before the field's name.
+
+    Raises:
+        ConfigError: a number lies outside its range.
+    """
+    for item in fields(options):
+        value, where = getattr(options, item.name), f"{path}.{item.name}" if path else item.name
+        if is_dataclass(value):
+            check_ranges(value, where)
+            continue
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        if isinstance(value, int | float) and value != value:
+            raise ConfigError(f"{where}: must be a number, is {value}.")
+        if low is not None and value < low:
+            raise ConfigError(f"{where}: must be at least {low}, is {value}.")
+        if high is not None and value > high:
+            raise ConfigError(f"{where}: must be at most {high}, is {value}.")
+
+
+def take_options(kind: type[Options], whole: Options | None, given: dict[str, Any]) -> Options:
+    """The settings of a component, given whole or as plain keyword arguments.
+
+    Args:
+        kind: the dataclass.
+        whole: an object of it; None makes one of `given`.
+        given: fields by name.
+
+    Raises:
+        ConfigError: both are given, a name is unknown, or a number lies outside its range.
+    """
+    if whole is not None:
+        if given:
+            raise ConfigError(f"{kind.__name__}: give it whole or as arguments ({', '.join(given)}), not both.")
+        return whole
+    known = [item.name for item in fields(kind)]  # pyright: ignore[reportArgumentType]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{kind.__name__}: {name}: no such option{nearest(name, known)}; it has {', '.join(known)}."
+            )
+    made = kind(**given)
+    check_ranges(made)
+    return made
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A hint at the choice that looks most like a word, or nothing."""
+    close = get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def is_variable(name: str) -> bool:
-    """Whether a text names an environment variable as they are named; a key put there by mistake does not."""
+    """Whether a text looks like the name of an environment variable. A key put there by mistake does not."""
     return re.fullmatch("[A-Z_][A-Z0-9_]*", name) is not None

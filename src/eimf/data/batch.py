@@ -3,7 +3,7 @@
 The flat tensors may live on an accelerator; the gathers then run there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,12 +15,43 @@ from torch import Tensor
 from eimf.data.splits import Holdout, Spans
 
 AT_ONCE = 2**15
-"""Items of histories that are gathered together: the size from which torch takes several threads, which costs more here
-than it saves."""
+"""Most history items gathered in one call. Above this size torch starts threads, which is slower here."""
+
+
+class Ragged(NamedTuple):
+    """Lists of items of different lengths, one after the other: list b is `values[offsets[b]:offsets[b + 1]]`."""
+
+    values: Int[Tensor, " N"]
+    offsets: Int[Tensor, " B_plus_1"]
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Length of each list."""
+        return self.offsets.diff()
+
+    @property
+    def owners(self) -> Int[Tensor, " N"]:
+        """The list that each value is in."""
+        return torch.repeat_interleave(torch.arange(len(self.offsets) - 1, device=self.offsets.device), self.lengths)
+
+    def select(self, rows: Int[Tensor, " S"]) -> "Ragged":
+        """Some of the lists."""
+        return gather_slices(self.values, self.offsets[:-1][rows], self.offsets[1:][rows])
+
+    def cpu(self) -> "Ragged":
+        """The same on the CPU."""
+        return Ragged(self.values.cpu(), self.offsets.cpu())
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
+        """From lists of numbers."""
+        rows = [torch.as_tensor(row, dtype=torch.long).flatten() for row in lists]
+        lengths = torch.tensor([0, *(len(row) for row in rows)])
+        return cls(torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long), lengths.cumsum(0))
 
 
 class Batch(NamedTuple):
-    """Training samples (contract [E])."""
+    """Training samples."""
 
     history: Int[Tensor, "B L"]
     """Items before the target, left-padded with 0, most recent last."""
@@ -39,7 +70,7 @@ class LabelledSamples(NamedTuple):
     user_idx: Int[Tensor, " M"]
     label_embeddings: Float[Tensor, "M S D_text"]
     alignable: Bool[Tensor, "M S"]
-    """Interests that alignment may use at this sample (see `eimf.semantics.supervision`)."""
+    """Interests that alignment may use at this sample (see `eimf.explicit.supervision`)."""
     predictive: Bool[Tensor, "M S"]
     """Interests that may predict this sample's target."""
     shown: Int[Tensor, "M L"]
@@ -47,11 +78,27 @@ class LabelledSamples(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """Held-out users."""
+    """Held-out users, with all that evaluating them needs."""
 
     history: Int[Tensor, "B L"]
-    row: Int[Tensor, " B"]
-    """Index into the `Holdout` that the batch is from."""
+    """The most recent items of the context, left-padded with 0."""
+    user_idx: Int[Tensor, " B"]
+    """-1: nobody; the row only keeps the processes in step."""
+    targets: Ragged
+    """The held-out items of each user."""
+    seen: Ragged
+    """All items of each user's context."""
+    tied: Bool[Tensor, " B"]
+    """Whether a context item and a target share a timestamp, so that only the file order says which is the target."""
+
+
+def gather_slices(items: Int[Tensor, " T"], start: Int[Tensor, " B"], end: Int[Tensor, " B"]) -> Ragged:
+    """The items of each slice `start:end`."""
+    lengths = end - start
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    owner = torch.repeat_interleave(torch.arange(len(start), device=items.device), lengths)
+    place = torch.arange(len(owner), device=items.device) - offsets[:-1][owner]
+    return Ragged(items[start[owner] + place], offsets)
 
 
 def gather_history(
@@ -83,19 +130,29 @@ class Histories:
 class LabelledSampler(Protocol):
     """Samples labelled users; see `eimf.explicit.sampling`."""
 
-    every: int
+    def is_on(self, epoch: int, step: int) -> bool:
+        """Whether a step of an epoch (both from 0) has labelled samples."""
+        ...
 
-    def draw(self, generator: torch.Generator) -> LabelledSamples: ...
+    def sample(self, generator: torch.Generator) -> LabelledSamples:
+        """Samples of labelled users."""
+        ...
 
 
 class TrainingBatches:
-    """One epoch of training batches; iterating twice gives the same batches.
+    """Batches of training samples. Each iteration is a new epoch: other order, other random cuts.
+
+    The numbers depend on (seed, epoch) alone. Lightning tells the epoch by `set_epoch`, as it does for samplers;
+    without it, iterating moves on to the next epoch. An iteration can be saved in its middle and continued
+    (`state_dict`).
 
     Args:
         items: flat items.
         spans: training slices.
-        epoch: changes order and random cuts, together with `seed`.
+        min_history: fewest items before a target.
+        epoch: of the first iteration.
         rank, world_size: this process takes every `world_size`-th sample, and all processes take equally many.
+        labels: samples labelled users beside the batches.
     """
 
     def __init__(
@@ -117,7 +174,8 @@ class TrainingBatches:
         self.items, self.max_len, self.batch_size = items, max_len, batch_size
         self._histories = Histories(items, max_len + 1)
         self.sampling, self.rank, self.world_size = sampling, rank, world_size
-        self.generator_seed = (seed * 1_000_003 + epoch) % 2**63
+        self.seed, self.epoch = seed, epoch
+        self._step, self._skip = 0, 0
         device = items.device
         user, start, end = (torch.from_numpy(part).to(device) for part in (spans.user_idx, spans.start, spans.end))
         first = start + min_history
@@ -141,23 +199,45 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-self.n_samples // self.batch_size)
 
+    @property
+    def sampler(self) -> "TrainingBatches":
+        """Itself: Lightning looks here for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the current iteration is."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration begin where a saved one was. A finished one leaves nothing to skip."""
+        self._skip = state["step"] if state["step"] < len(self) else 0
+
     def __iter__(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(self.generator_seed)
+        epoch, skip = self.epoch, self._skip
+        self.epoch, self._skip = epoch + 1, 0
+        generator_seed = (self.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(generator_seed)
         total = self.n_samples * self.world_size
         order = torch.randperm(len(self._owner), generator=generator)[:total]
         order = order[self.rank :: self.world_size].to(self.items.device)
         chance = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
-        # A generator of its own: drawing labelled samples leaves the order of the others as it is.
-        extra = torch.Generator().manual_seed((self.generator_seed + 7_919 * (self.rank + 1)) % 2**63)
+        # A generator of its own: sampling labelled users leaves the order of the others as it is.
+        extra = torch.Generator().manual_seed((generator_seed + 7_919 * (self.rank + 1)) % 2**63)
         # Several batches are made at once and handed out as views: small operations cost their call, not their work.
         together = self.batch_size * max(1, AT_ONCE // (self.batch_size * (self.max_len + 1)))
         labels, step = self.labels, 0
-        for chosen, draw in zip(order.split(together), chance.split(together), strict=True):
-            parts = (part.split(self.batch_size) for part in self._make(chosen, draw))
+        for chosen, cut in zip(order.split(together), chance.split(together), strict=True):
+            parts = (part.split(self.batch_size) for part in self._make(chosen, cut))
             for history, target, user in zip(*parts, strict=True):
-                told = labels.draw(extra) if labels is not None and step % labels.every == 0 else None
-                yield Batch(history, target, user, told)
+                labelled = labels.sample(extra) if labels is not None and labels.is_on(epoch, step) else None
                 step += 1
+                if step > skip:
+                    self._step = step
+                    yield Batch(history, target, user, labelled)
 
     def _make(self, chosen: Int[Tensor, " B"], chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """History, target and user of samples."""
@@ -177,11 +257,17 @@ MOST_TIMES = 4
 
 
 class HoldoutBatches:
-    """Contexts of held-out users, every `world_size`-th one for this process; nobody is counted twice.
+    """Held-out users with their contexts, every `world_size`-th one for this process; nobody is counted twice.
 
     Users with long histories come first, and a batch is as wide as its longest: most histories are short, and padding
-    would be most of the work. The narrower a batch, the more users it holds, up to `MOST_TIMES` `batch_size`: as
-    many as take the memory of the first, since fewer and larger batches are faster.
+    would be most of the work. Narrow batches hold more users (up to `MOST_TIMES` x batch_size), so that all batches
+    need about the same memory. All processes have equally many batches; a process with too few users gets batches of
+    nobody.
+
+    Args:
+        items: flat items.
+        holdout: the held-out users.
+        by_length: false keeps the users in their order.
     """
 
     def __init__(
@@ -193,24 +279,49 @@ class HoldoutBatches:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        by_length: bool = True,
     ) -> None:
-        self.items = items
-        self._start, self._cut = (torch.from_numpy(part).to(items.device) for part in (holdout.start, holdout.cut))
-        rows = np.arange(rank, len(holdout), world_size)
-        length = np.minimum(holdout.cut - holdout.start, max_len)[rows]
-        order = np.argsort(-length, kind="stable")
-        self._rows = torch.from_numpy(rows[order]).to(items.device)
-        self._widths: list[int] = []
-        self._sizes: list[int] = []
-        while (begin := sum(self._sizes)) < len(rows):
-            width = max(1, int(length[order[begin]]))
-            size = min(batch_size * max_len // width, batch_size * MOST_TIMES, len(rows) - begin)
-            self._widths.append(width)
-            self._sizes.append(size)
+        self.items, self.max_len, self.batch_size, self.by_length = items, max_len, batch_size, by_length
+        names = ("user_idx", "start", "cut", "end", "tied")
+        self._user, self._start, self._cut, self._end, self._tied = (
+            torch.from_numpy(getattr(holdout, name)).to(items.device) for name in names
+        )
+        length = np.minimum(holdout.cut - holdout.start, max_len)
+        parts = [self._plan(length, one, world_size) for one in range(world_size)]
+        self._rows, self._widths, self._sizes = parts[rank]
+        self._n_batches = max(len(sizes) for *_, sizes in parts)
+
+    def _plan(self, length: np.ndarray, rank: int, world_size: int) -> tuple[Tensor, list[int], list[int]]:
+        """Rows of a process in their order, and width and size of each of its batches."""
+        rows = np.arange(rank, len(length), world_size)
+        if self.by_length:
+            rows = rows[np.argsort(-length[rows], kind="stable")]
+        widths, sizes, begin = [], [], 0
+        while begin < len(rows):
+            if self.by_length:
+                width = max(1, int(length[rows[begin]]))
+                most = min(self.batch_size * self.max_len // width, self.batch_size * MOST_TIMES)
+            else:
+                width, most = self.max_len, self.batch_size
+            sizes.append(min(most, len(rows) - begin))
+            widths.append(width)
+            begin += sizes[-1]
+        return torch.from_numpy(rows).to(self.items.device), widths, sizes
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return self._n_batches
 
     def __iter__(self) -> Iterator[EvalBatch]:
         for row, width in zip(self._rows.split(self._sizes), self._widths, strict=True):
-            yield EvalBatch(gather_history(self.items, self._start[row], self._cut[row], width), row)
+            start, cut = self._start[row], self._cut[row]
+            yield EvalBatch(
+                gather_history(self.items, start, cut, width),
+                self._user[row],
+                gather_slices(self.items, cut, self._end[row]),
+                gather_slices(self.items, start, cut),
+                self._tied[row],
+            )
+        for _ in range(self._n_batches - len(self._sizes)):
+            zero = torch.zeros(1, dtype=torch.long, device=self.items.device)
+            none = Ragged(zero[:0], zero.repeat(2))
+            yield EvalBatch(zero[None], zero - 1, none, none, zero > 0)

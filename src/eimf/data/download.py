@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from eimf.config.schema import DatasetConfig
 from eimf.core.errors import DataError
 from eimf.core.files import sha256_file
+from eimf.data.sources.table import TableConfig
 
 MIRROR = "EIMF_DATA_MIRROR"
 
@@ -73,9 +74,8 @@ def _from_mirror(dataset: DatasetConfig, mirror: str, folder: Path) -> Located |
         for path in paths:
             _verify(dataset, path)
         if names == list(TABLES):
-            plain = DatasetConfig(
+            plain = TableConfig(
                 name=dataset.name,
-                source="table",
                 interactions=TABLES[0],
                 items=TABLES[1],
                 user_min=dataset.user_min,

@@ -1,28 +1,32 @@
-"""Preparation: cleaned interactions -> filtered, densely numbered sequences in flat arrays, as artifact [A].
+"""Preparation: cleaned interactions -> filtered, densely numbered sequences in flat arrays, as an artifact.
 
 `sequences.parquet` and `items.parquet` are the public contract; in memory a data set is one flat array of items
 with offsets, never a list for each user.
 """
 
 import hashlib
+import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import polars as pl
+import polars
 
+from eimf.config.load import load
 from eimf.config.schema import DatasetConfig
 from eimf.core.artifacts import Manifest, new_artifact, read_manifest, write_manifest
 from eimf.core.errors import ArtifactError, DataError
 from eimf.core.files import sha256_json
 from eimf.data.download import Located, content_options, describe, locate, stamp, table_files
 from eimf.data.prepared import KIND, Prepared, Sequences, load_prepared
-from eimf.data.sources import SOURCES, demo
+from eimf.data.sources import SOURCES
 from eimf.data.sources.base import RawData
+
+log = logging.getLogger(__name__)
 
 REPEATS = "rows that repeat user, item and time (dropped)"
 
@@ -57,21 +61,21 @@ def core_filter(
     return kept
 
 
-def prepare(
-    dataset: DatasetConfig, root: str | Path = "data", say: Callable[[str], None] = lambda text: None, digest: str = ""
-) -> Prepared:
+def prepare(dataset: DatasetConfig | str, root: str | Path = "data", digest: str = "") -> Prepared:
     """Prepare a data set, or load it if the same inputs and options were prepared before.
 
     Args:
+        dataset: its options, or the name of one in `experiments/datasets`, such as `beauty`.
         root: the data folder; the result lies in `<root>/prepared/<name>-<digest of inputs and options>/`.
-        say: told what happens, a line at a time.
-        digest: of the content that a run was trained on; if data of that content lie there, they are taken, also where
-            the raw files have gone.
+        digest: content digest of the data a run was trained on. Prepared data with this digest are loaded even if the
+            raw files are gone.
 
     Raises:
         DataError: the raw data are missing or unusable, or nobody survives the filter.
         ArtifactError: the result cannot be written, or was changed since.
     """
+    if isinstance(dataset, str):
+        dataset = load(None, [f"dataset={dataset}"]).dataset
     root = Path(root)
     for made in (root / "prepared").glob(f"{dataset.name}-*/") if digest else ():
         with suppress(ArtifactError):  # another's folder, damaged or of another version, is no concern here
@@ -84,7 +88,7 @@ def prepare(
             f"dataset.interactions: {dataset.interactions} is a folder; prepare it with `eimf prepare ... --shards 16` "
             "first, or name one file."
         )
-    located = locate(dataset, root) if dataset.source != "demo" else None
+    located = locate(dataset, root) if SOURCES[dataset.source].needs_files else None
     inputs = describe(located) if located else {}
     options = asdict(content_options(located.dataset if located else dataset))
     key = sha256_json({"options": options, "inputs": inputs})[:12]
@@ -93,9 +97,9 @@ def prepare(
         return load_prepared(folder)
     earlier = sorted(folder.parent.glob(f"{dataset.name}-*")) if folder.parent.is_dir() else []
     if earlier:
-        say(f"{dataset.name}: files or options differ from {earlier[-1].name}; preparing again as {folder.name}")
+        log.info(f"{dataset.name}: files or options differ from {earlier[-1].name}; preparing again as {folder.name}")
     else:
-        say(f"{dataset.name}: preparing")
+        log.info(f"{dataset.name}: preparing")
     raw = _read(dataset, located)
     sequences, user_ids, items, repairs = build_sequences(raw, dataset)
     with new_artifact(folder) as work:
@@ -118,11 +122,13 @@ def sharded_folder(dataset: DatasetConfig, files: Iterable[Path], root: Path) ->
 
 def _read(dataset: DatasetConfig, located: Located | None) -> RawData:
     if located is None:
-        return demo.simulate(dataset.demo)
-    return SOURCES[located.dataset.source](located.dataset, located.interactions, located.items)
+        return SOURCES[dataset.source].read(dataset, Path(), None)
+    return SOURCES[located.dataset.source].read(located.dataset, located.interactions, located.items)
 
 
-def build_sequences(raw: RawData, dataset: DatasetConfig) -> tuple[Sequences, pl.Series, pl.DataFrame, dict[str, int]]:
+def build_sequences(
+    raw: RawData, dataset: DatasetConfig
+) -> tuple[Sequences, polars.Series, polars.DataFrame, dict[str, int]]:
     """Filter, number and order interactions.
 
     Items are numbered from 1 by descending frequency, then id; users from 0 by id: both do not depend on the
@@ -189,11 +195,11 @@ def number_items(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return index, ranked
 
 
-def describe_items(item_ids: pl.Series, known: pl.DataFrame, repairs: dict[str, int]) -> pl.DataFrame:
+def describe_items(item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]) -> polars.DataFrame:
     """The rows of `Prepared.items`: ids in the order of their numbers, with what is known of them."""
-    names = pl.DataFrame({"item_idx": np.arange(1, len(item_ids) + 1, dtype=np.int32), "item_id": item_ids})
+    names = polars.DataFrame({"item_idx": np.arange(1, len(item_ids) + 1, dtype=np.int32), "item_id": item_ids})
     items = names.join(known, on="item_id", how="left", maintain_order="left").with_columns(
-        pl.col("title").fill_null(""), pl.col("categories").fill_null([])
+        polars.col("title").fill_null(""), polars.col("categories").fill_null([])
     )
     untitled = int((items["title"] == "").sum())
     if untitled:
@@ -201,7 +207,7 @@ def describe_items(item_ids: pl.Series, known: pl.DataFrame, repairs: dict[str, 
     return items
 
 
-def _by_id(ids: pl.Series) -> np.ndarray:
+def _by_id(ids: polars.Series) -> np.ndarray:
     """u32: place of each distinct id in their order."""
     place = np.empty(len(ids), np.uint32)
     place[ids.arg_sort().to_numpy()] = np.arange(len(ids), dtype=np.uint32)
@@ -218,7 +224,7 @@ def find_repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.n
     return order[1:][same]
 
 
-def content_digest(sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> str:
+def content_digest(sequences: Sequences, user_ids: polars.Series, items: polars.DataFrame) -> str:
     """SHA-256 over ids, order and texts; the same on every machine and with every library version."""
     return digest_parts([sequences.offsets], [sequences.items], [sequences.timestamps], [user_ids], items)
 
@@ -227,8 +233,8 @@ def digest_parts(
     offsets: Iterable[np.ndarray],
     item_idx: Iterable[np.ndarray],
     timestamps: Iterable[np.ndarray],
-    user_ids: Iterable[pl.Series],
-    items: pl.DataFrame,
+    user_ids: Iterable[polars.Series],
+    items: polars.DataFrame,
 ) -> str:
     """`content_digest` of arrays that come in parts."""
     digest = hashlib.sha256()
@@ -243,7 +249,7 @@ def digest_parts(
     return digest.hexdigest()
 
 
-def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.DataFrame) -> None:
+def _write(folder: Path, sequences: Sequences, user_ids: polars.Series, items: polars.DataFrame) -> None:
     parts = folder / "parts"
     parts.mkdir()
     for first in range(0, sequences.n_users, USERS_AT_A_TIME):
@@ -253,7 +259,7 @@ def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.Da
         columns = {"user_idx": owner, "item_idx": sequences.items[inside], "timestamp": sequences.timestamps[inside]}
         if sequences.interests is not None:
             columns["interest"] = sequences.interests[inside]
-        lists = pl.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(pl.all())
+        lists = polars.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(polars.all())
         lists = lists.insert_column(1, user_ids[first : first + len(lists)].alias("user_id"))
         lists.write_parquet(parts / f"{first:012d}.parquet")
     join_parts(parts, folder / "sequences.parquet")
@@ -263,5 +269,5 @@ def _write(folder: Path, sequences: Sequences, user_ids: pl.Series, items: pl.Da
 def join_parts(parts: Path, to: Path) -> None:
     """Make one Parquet file of a folder of them, in the order of their names, and remove the folder."""
     # The list and glob=False: a path may have characters that mean something in a pattern.
-    pl.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(to)
+    polars.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(to)
     shutil.rmtree(parts)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A prepared data set: flat sequences, users and items, and reading them back."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+import polars
 
 from eimf.core.artifacts import Manifest, check_files, read_manifest
 
@@ -40,14 +40,14 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A prepared data set [A]."""
+    """A prepared data set."""
 
     folder: Path
     manifest: Manifest
     sequences: Sequences
-    user_ids: pl.Series
+    user_ids: polars.Series
     """Raw id of each user index."""
-    items: pl.DataFrame
+    items: polars.DataFrame
     """`item_idx, item_id, title, categories, brand`; row r has item_idx r + 1."""
 
     @property
@@ -64,10 +64,10 @@ class Prepared:
         return leaf_categories(self.items)
 
 
-def leaf_categories(items: pl.DataFrame) -> np.ndarray:
+def leaf_categories(items: polars.DataFrame) -> np.ndarray:
     """i32[I + 1]: a number for each item's last category name, 0 where unknown and at padding."""
     leaf = items["categories"].list.last()
-    codes = leaf.rank("dense").fill_null(0).cast(pl.Int32).to_numpy()
+    codes = leaf.rank("dense").fill_null(0).cast(polars.Int32).to_numpy()
     return np.concatenate([np.zeros(1, np.int32), codes])
 
 
@@ -110,8 +110,8 @@ def load_prepared(folder: Path) -> Prepared:
     """
     manifest = read_manifest(folder, KIND)
     check_files(folder, manifest)
-    frame = pl.read_parquet(folder / "sequences.parquet")
+    frame = polars.read_parquet(folder / "sequences.parquet")
     offsets = np.concatenate([[0], np.cumsum(frame["item_idx"].list.len().to_numpy().astype(np.int64))])
     flat = {name: frame[name].explode().to_numpy() for name in frame.columns if name not in ("user_idx", "user_id")}
     sequences = Sequences(flat["item_idx"], flat["timestamp"], offsets, flat.get("interest"))
-    return Prepared(folder, manifest, sequences, frame["user_id"], pl.read_parquet(folder / "items.parquet"))
+    return Prepared(folder, manifest, sequences, frame["user_id"], polars.read_parquet(folder / "items.parquet"))

@@ -7,6 +7,7 @@ the memory of a file or a shard, and any machine that sees the folder can do it.
 
 import functools
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import polars as pl
+import polars
 
 from eimf.config.schema import DatasetConfig
 from eimf.core.artifacts import Manifest, new_artifact, write_manifest
@@ -36,11 +37,11 @@ from eimf.data.prepare import (
 )
 from eimf.data.prepared import KIND, Prepared, load_prepared
 from eimf.data.sources import table
+from eimf.data.sources.table import TableConfig
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
-Say = Callable[[str], None]
 
 
 class Workers(Protocol):
@@ -93,7 +94,7 @@ class RayCluster:
 
 
 def prepare_in_shards(
-    dataset: DatasetConfig, root: str | Path, n_shards: int, workers: Workers | None = None, say: Say = print
+    dataset: DatasetConfig, root: str | Path, n_shards: int, workers: Workers | None = None
 ) -> Prepared:
     """Prepare tables that need not fit into memory.
 
@@ -112,6 +113,8 @@ def prepare_in_shards(
         ConfigError: the data set is no table, or has no times.
         DataError: a file is missing or unusable, or nobody survives the filter.
     """
+    if not isinstance(dataset, TableConfig):
+        raise ConfigError(f"--shards: reads tables; {dataset.name} is of dataset.source={dataset.source}.")
     files = _files_of(dataset)
     folder = sharded_folder(dataset, files, Path(root))
     if folder.is_dir():
@@ -121,7 +124,7 @@ def prepare_in_shards(
     workers = workers or Here()
     shards = range(n_shards)
 
-    say(f"{dataset.name}: reading {len(files)} files into {n_shards} shards of users")
+    log.info(f"{dataset.name}: reading {len(files)} files into {n_shards} shards of users")
     repairs: dict[str, int] = {}
     for found in workers.run(partial(_scatter, dataset, work, n_shards), list(enumerate(files))):
         for what, count in found.items():
@@ -129,16 +132,23 @@ def prepare_in_shards(
     kept, dropped = zip(*workers.run(partial(_gather, dataset, work), shards), strict=True)
     if sum(dropped):
         repairs[REPEATS] = sum(dropped)
-    ids = pl.scan_parquet([_at(work, shard, "item_ids") for shard in shards], glob=False).unique().collect().sort("id")
+    ids = (
+        polars.scan_parquet([_at(work, shard, "item_ids") for shard in shards], glob=False)
+        .unique()
+        .collect()
+        .sort("id")
+    )
     ids.write_parquet(work / "item_ids.parquet")
 
-    say(f"{dataset.name}: {sum(kept):,} interactions, {len(ids):,} items; filtering")
+    log.info(f"{dataset.name}: {sum(kept):,} interactions, {len(ids):,} items; filtering")
     counts = _filter(dataset, work, shards, workers, sum(kept))
     index, ranked = number_items(counts)
     np.save(work / "item_index.npy", index)
     users = sum(workers.run(partial(_finish, work), shards))
 
-    say(f"{dataset.name}: {int(counts.sum()):,} interactions of {users:,} users and {len(ranked):,} items; writing")
+    log.info(
+        f"{dataset.name}: {int(counts.sum()):,} interactions of {users:,} users and {len(ranked):,} items; writing"
+    )
     known = table.read_items(dataset, Path(dataset.items) if dataset.items else None, repairs)
     with new_artifact(folder) as made:
         _merge(work, shards, made)
@@ -152,9 +162,7 @@ def prepare_in_shards(
     return load_prepared(folder)
 
 
-def _files_of(dataset: DatasetConfig) -> list[Path]:
-    if dataset.source != "table":
-        raise ConfigError(f"--shards: reads tables; {dataset.name} is of dataset.source={dataset.source}.")
+def _files_of(dataset: TableConfig) -> list[Path]:
     if not dataset.timestamp_column:
         raise ConfigError("--shards: needs times; set dataset.timestamp_column, or prepare without shards.")
     files = table_files(dataset)
@@ -172,7 +180,7 @@ def _at(work: Path, shard: int, name: str) -> Path:
     return work / f"shard-{shard:06d}" / f"{name}.parquet"
 
 
-def _scatter(dataset: DatasetConfig, work: Path, n_shards: int, task: tuple[int, Path]) -> dict[str, int]:
+def _scatter(dataset: TableConfig, work: Path, n_shards: int, task: tuple[int, Path]) -> dict[str, int]:
     """Clean a file's interactions and deal them out by user; returns the repairs."""
     number, path = task
     done, part = work / f"file-{number:06d}", work / f"file-{number:06d}.partial"
@@ -188,27 +196,29 @@ def _scatter(dataset: DatasetConfig, work: Path, n_shards: int, task: tuple[int,
         for shard in range(n_shards):
             chosen = order[bounds[shard] : bounds[shard + 1]]
             users, items = rows.user_ids.gather(rows.user[chosen]), rows.item_ids.gather(rows.item[chosen])
-            frame = pl.DataFrame({"user_id": users, "item_id": items, "time": rows.time[chosen]})
+            frame = polars.DataFrame({"user_id": users, "item_id": items, "time": rows.time[chosen]})
             frame.write_parquet(part / f"{shard:06d}.parquet")
         write_json_atomic(part / "repairs.json", repairs)
         part.rename(done)
     return json.loads((done / "repairs.json").read_text())
 
 
-def _gather(dataset: DatasetConfig, work: Path, shard: int) -> tuple[int, int]:
+def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int]:
     """Put a shard's rows of all files together, numbered by id; returns how many are kept, and how many repeated."""
     files = sorted(work.glob("file-??????"))
-    rows = pl.concat([pl.read_parquet(file / f"{shard:06d}.parquet", glob=False) for file in files])
+    rows = polars.concat([polars.read_parquet(file / f"{shard:06d}.parquet", glob=False) for file in files])
     _at(work, shard, "rows").parent.mkdir(exist_ok=True)
     user, item = (_number(rows[f"{name}_id"], _at(work, shard, f"{name}_ids")) for name in ("user", "item"))
     time = rows["time"].to_numpy()
     repeats = find_repeats(user, item, time) if dataset.duplicates == "drop" else []
     kept = np.delete(np.arange(len(time)), repeats)
-    pl.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}).write_parquet(_at(work, shard, "rows"))
+    polars.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}).write_parquet(
+        _at(work, shard, "rows")
+    )
     return len(kept), len(repeats)
 
 
-def _number(texts: pl.Series, known: Path) -> np.ndarray:
+def _number(texts: polars.Series, known: Path) -> np.ndarray:
     """Place of each text among the distinct ones in order, which are written to a file."""
     ids = texts.unique().sort().to_frame("id")
     ids.write_parquet(known)
@@ -218,16 +228,16 @@ def _number(texts: pl.Series, known: Path) -> np.ndarray:
 
 def _count(work: Path, shard: int) -> np.ndarray:
     """Give items their numbers among all shards' items; returns how often each occurs."""
-    own, everyones = pl.read_parquet(_at(work, shard, "item_ids")), pl.read_parquet(work / "item_ids.parquet")
+    own, everyones = polars.read_parquet(_at(work, shard, "item_ids")), polars.read_parquet(work / "item_ids.parquet")
     place = own.join(everyones.with_row_index("number"), on="id", how="left", maintain_order="left")["number"]
-    rows = pl.read_parquet(_at(work, shard, "rows"))
+    rows = polars.read_parquet(_at(work, shard, "rows"))
     rows.with_columns(place.gather(rows["item"]).alias("item")).write_parquet(_at(work, shard, "rows"))
     return np.bincount(place.to_numpy()[rows["item"].to_numpy()], minlength=len(everyones))
 
 
-def _drop(dataset: DatasetConfig, work: Path, shard: int) -> np.ndarray:
+def _drop(dataset: TableConfig, work: Path, shard: int) -> np.ndarray:
     """Drop items, then users, that occur too seldom; returns how often each item is left."""
-    rows = pl.read_parquet(_at(work, shard, "rows"))
+    rows = polars.read_parquet(_at(work, shard, "rows"))
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     enough = np.load(work / "enough.npy")
     keep = enough[item]
@@ -238,7 +248,7 @@ def _drop(dataset: DatasetConfig, work: Path, shard: int) -> np.ndarray:
     return np.bincount(item[keep], minlength=len(enough))
 
 
-def _filter(dataset: DatasetConfig, work: Path, shards: range, workers: Workers, rows: int) -> np.ndarray:
+def _filter(dataset: TableConfig, work: Path, shards: range, workers: Workers, rows: int) -> np.ndarray:
     """Filter all shards until every user and item has enough; returns how often each item is left."""
     counts = _total(workers.run(partial(_count, work), shards))
     while True:
@@ -256,7 +266,7 @@ def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 def _finish(work: Path, shard: int) -> int:
     """Write a shard's sequences in the order of the user ids; returns how many there are."""
-    rows, ids = pl.read_parquet(_at(work, shard, "rows")), pl.read_parquet(_at(work, shard, "user_ids"))["id"]
+    rows, ids = polars.read_parquet(_at(work, shard, "rows")), polars.read_parquet(_at(work, shard, "user_ids"))["id"]
     user, index = rows["user"].to_numpy(), np.load(work / "item_index.npy")
     order = np.lexsort((rows["time"].to_numpy(), user))  # stable, as every numpy lexsort
     columns = {
@@ -264,7 +274,7 @@ def _finish(work: Path, shard: int) -> int:
         "item_idx": index[rows["item"].to_numpy()[order]],
         "timestamp": rows["time"].gather(order),
     }
-    lists = pl.DataFrame(columns).group_by("user_id", maintain_order=True).agg(pl.all())
+    lists = polars.DataFrame(columns).group_by("user_id", maintain_order=True).agg(polars.all())
     lists.write_parquet(_at(work, shard, "sequences"))
     return len(lists)
 
@@ -272,34 +282,38 @@ def _finish(work: Path, shard: int) -> int:
 def _merge(work: Path, shards: range, to: Path) -> None:
     """Write the users of all shards in the order of their ids, some at a time."""
     files = [_at(work, shard, "sequences") for shard in shards]
-    ids = pl.concat([pl.read_parquet(file, columns=["user_id"], glob=False)["user_id"] for file in files]).sort()
+    ids = polars.concat(
+        [polars.read_parquet(file, columns=["user_id"], glob=False)["user_id"] for file in files]
+    ).sort()
     parts = to / "parts"
     parts.mkdir()
     for first in range(0, len(ids), USERS_AT_A_TIME):
         some = ids[first : first + USERS_AT_A_TIME]
-        within = pl.scan_parquet(files, glob=False).filter(
-            pl.col("user_id").is_between(pl.lit(some[0]), pl.lit(some[-1]))
+        within = polars.scan_parquet(files, glob=False).filter(
+            polars.col("user_id").is_between(polars.lit(some[0]), polars.lit(some[-1]))
         )
         users = within.collect().sort("user_id").with_row_index("user_idx", first)
-        users.with_columns(pl.col("user_idx").cast(pl.Int32)).write_parquet(parts / f"{first:012d}.parquet")
+        users.with_columns(polars.col("user_idx").cast(polars.Int32)).write_parquet(parts / f"{first:012d}.parquet")
     join_parts(parts, to / "sequences.parquet")
 
 
-def _digest(path: Path, items: pl.DataFrame) -> str:
+def _digest(path: Path, items: polars.DataFrame) -> str:
     """Digest of the content, read a part at a time."""
 
-    def column(expression: pl.Expr) -> Iterator[pl.Series]:
-        for part in pl.scan_parquet(path, glob=False).select(expression).collect_batches(chunk_size=USERS_AT_A_TIME):
+    def column(expression: polars.Expr) -> Iterator[polars.Series]:
+        for part in (
+            polars.scan_parquet(path, glob=False).select(expression).collect_batches(chunk_size=USERS_AT_A_TIME)
+        ):
             yield part.to_series()
 
     def offsets() -> Iterator[np.ndarray]:
         last = np.zeros(1, np.int64)
         yield last
-        for lengths in column(pl.col("item_idx").list.len()):
+        for lengths in column(polars.col("item_idx").list.len()):
             last = last[-1] + np.cumsum(lengths.to_numpy().astype(np.int64))
             yield last
 
     def flat(name: str) -> Iterator[np.ndarray]:
-        return (part.explode().to_numpy() for part in column(pl.col(name)))
+        return (part.explode().to_numpy() for part in column(polars.col(name)))
 
-    return digest_parts(offsets(), flat("item_idx"), flat("timestamp"), column(pl.col("user_id")), items)
+    return digest_parts(offsets(), flat("item_idx"), flat("timestamp"), column(polars.col("user_id")), items)

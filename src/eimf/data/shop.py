@@ -1,22 +1,22 @@
-"""A simulated shop of any size, written as Parquet a part at a time: for trying what growth costs."""
+"""A simulated shop of any size, written as Parquet a part at a time, to test scaling."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from eimf.config.schema import DemoConfig
 from eimf.core.artifacts import new_artifact
 from eimf.core.errors import DataError
 from eimf.data.prepare import join_parts
 from eimf.data.sources import demo
+from eimf.data.sources.demo import DemoConfig
+
+log = logging.getLogger(__name__)
 
 USERS_AT_A_TIME = 100_000
 
 
-def write_shop(
-    folder: Path, config: DemoConfig, say: Callable[[str], None] = print, users_at_a_time: int = USERS_AT_A_TIME
-) -> None:
+def write_shop(folder: Path, config: DemoConfig, users_at_a_time: int = USERS_AT_A_TIME) -> None:
     """Write `interactions.parquet` (user_id, item_id, timestamp) and `items.parquet` of a simulated shop.
 
     Memory is that of `users_at_a_time` users and the catalogue. The same configuration gives the same files.
@@ -37,6 +37,6 @@ def write_shop(
             rows = demo.browse(np.random.default_rng([config.seed, first]), shop, count, config.mean_length, first)
             rows.drop("interest").write_parquet(parts / f"{first:012d}.parquet")
             total += len(rows)
-            say(f"  {first + count:,} of {config.n_users:,} users, {total:,} interactions")
+            log.info(f"  {first + count:,} of {config.n_users:,} users, {total:,} interactions")
         join_parts(parts, work / "interactions.parquet")
         demo.describe(rng, shop).write_parquet(work / "items.parquet")

@@ -31,8 +31,8 @@ class Holdout:
     cut: np.ndarray
     end: np.ndarray
     tied: np.ndarray
-    """bool[E]: a timestamp ties across the border of the targets, so that the published order alone decided which
-    item is a target."""
+    """bool[E]: true if a context item and a target share a timestamp, so that only the file order says which is the
+    target."""
     too_short: int = 0
     """Users who belong here but have no context or no target, and are not evaluated."""
 
@@ -57,7 +57,7 @@ class Split:
         return np.bincount(sequences.items[seen], minlength=n_items + 1)
 
 
-def split(sequences: Sequences, config: SplitConfig) -> Split:
+def split_sequences(sequences: Sequences, config: SplitConfig) -> Split:
     """Cut sequences by the protocol that `config.kind` names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Text vectors: a frozen sentence encoder over item texts and interest names, kept as artifacts [B]."""
+"""Text vectors: a frozen sentence encoder over item texts and interest names, kept as artifacts."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 
 from eimf.core.artifacts import Manifest, check_files, new_artifact, read_manifest, write_manifest
 from eimf.core.errors import ConfigError
@@ -33,13 +33,13 @@ class TextVectors:
     digest: str
 
 
-def item_texts(items: pl.DataFrame) -> list[str]:
+def item_texts(items: polars.DataFrame) -> list[str]:
     """Title, then brand and leaf category where known: what the encoder reads of each item."""
     parts = [items["title"], items["brand"].fill_null(""), items["categories"].list.last().fill_null("")]
     return [", ".join(dict.fromkeys(part for part in row if part)) for row in zip(*parts, strict=True)]
 
 
-def encode_items(items: pl.DataFrame, encoder: str, root: str | Path) -> TextVectors:
+def encode_items(items: polars.DataFrame, encoder: str, root: str | Path) -> TextVectors:
     """Vectors [I + 1, D_text] of all items, from the cache where they were made before.
 
     Raises:

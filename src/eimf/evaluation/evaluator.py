@@ -1,22 +1,26 @@
-"""Evaluates by retrieval over the whole catalogue: index the items, search every interest, merge, score."""
+"""Evaluates by retrieval over the whole catalogue: index the items, search every interest, merge, score.
 
-from collections.abc import Sequence
+`Evaluator` collects one pass over held-out users, batch by batch and process by process. `evaluate` does the same for
+vectors that are at hand, without Lightning or a configuration.
+
+Shapes: U or B users, K interests, N retrieved items, D dimensions, I items, M metrics.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl_frames
-import pytorch_lightning as pl
+import polars
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from eimf.config.schema import EvalConfig
-from eimf.data.batch import EvalBatch, gather_history
-from eimf.data.splits import Holdout
+from eimf.config.components import METRICS
+from eimf.core.errors import DataError
+from eimf.data.batch import Ragged
 from eimf.evaluation.metrics import (
-    RANKING,
     Exposure,
     RankingMetric,
     UserMean,
@@ -26,8 +30,6 @@ from eimf.evaluation.metrics import (
     interests_used,
 )
 from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, Retrieved, rerank_diverse, retrieve
-from eimf.training.datamodule import InteractionData
-from eimf.training.module import MultiInterestModel
 
 
 @dataclass(frozen=True)
@@ -36,81 +38,19 @@ class Evaluation:
 
     summary: dict[str, float]
     """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps."""
-    per_user: pl_frames.DataFrame
-    """`user_idx, metric, k, value`"""
-    rankings: pl_frames.DataFrame
+    per_user: polars.DataFrame
+    """`user_idx, metric, k, value, tied`"""
+    rankings: polars.DataFrame
     """`user_idx, rank, item_idx, score, interest`"""
     trade_off: list[dict[str, float]] = field(default_factory=list)
     """Accuracy and diversity for each weight of the controllable aggregation."""
 
 
-class RetrievalEval(pl.Callback):
-    """Computes metrics on validation and test passes.
-
-    While fitting, only what early stopping needs, logged as `val/<metric>`; in `trainer.validate` and
-    `trainer.test` everything, left in `results` under `val` and `test`.
-
-    Args:
-        config: cut-offs are `cutoffs`; index kind, filters and aggregation weights are read from it.
-        cutoffs: ascending.
-    """
-
-    def __init__(self, config: EvalConfig, cutoffs: tuple[int, ...]) -> None:
-        self.config, self.cutoffs = config, cutoffs
-        self.results: dict[str, Evaluation] = {}
-        self._pass: _Pass | None = None
-
-    def _start(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        assert isinstance(module, MultiInterestModel)
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        assert isinstance(data, InteractionData)
-        full = trainer.state.fn != "fit"
-        self._pass = _Pass(self.config, self.cutoffs, data, module, stage, full)
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(trainer, pl_module, "val")
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(trainer, pl_module, "test")
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        assert self._pass is not None
-        self._pass.add(batch, outputs)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._pass is not None
-        summary = self._pass.summary()
-        ranking = {f"val/{key}": summary[key] for key in self._pass.ranking_keys}
-        # Every process has computed the same totals, so nothing is left to synchronise.
-        pl_module.log_dict(ranking, prog_bar=False, rank_zero_only=False, sync_dist=False)
-        self._finish(trainer, "val", summary)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._pass is not None
-        self._finish(trainer, "test", self._pass.summary())
-
-    def _finish(self, trainer: pl.Trainer, stage: str, summary: dict[str, float]) -> None:
-        assert self._pass is not None
-        if self._pass.full:
-            self.results[stage] = self._pass.evaluation(summary, trainer.world_size)
-        self._pass = None
-
-
 class _Part(NamedTuple):
     """What is kept of the users of a batch."""
 
-    row: Int[np.ndarray, " B"]
-    """Index into the `Holdout`."""
+    user: Int[np.ndarray, " B"]
+    tied: Bool[np.ndarray, " B"]
     values: Float[np.ndarray, "M B"]
     """Every metric of every user."""
     items: Int[np.ndarray, "B N"]
@@ -118,37 +58,98 @@ class _Part(NamedTuple):
     interest: Int[np.ndarray, "B N"]
 
 
-class _Pass:
-    """State of one pass over held-out users."""
+class Evaluator:
+    """Collects metrics of one pass over held-out users.
+
+    Args:
+        item_vectors: vectors of all items; row 0 is padding.
+        k: cut-offs of the metrics, ascending.
+        filter_seen: leave the items of a user's context out of the lists.
+        index, search: see `eimf.evaluation.retrieval.ItemIndex`.
+        diversity_lambdas: weights of ComiRec's controllable aggregation to report.
+        item_counts: occurrences of each item in the training interactions, for novelty.
+        categories: number of each item's category, 0 where unknown, for diversity.
+        full: also compute what describes the lists: exposure, diversity, use of interests, values of every user. If
+            false, only the ranking metrics.
+        device: where the sums are kept.
+    """
 
     def __init__(
         self,
-        config: EvalConfig,
-        cutoffs: tuple[int, ...],
-        data: InteractionData,
-        module: MultiInterestModel,
-        stage: str,
-        full: bool,
+        item_vectors: Float[np.ndarray, "I_plus_1 D"],
+        k: Sequence[int],
+        *,
+        filter_seen: bool = False,
+        index: str = "flat",
+        search: int = 0,
+        diversity_lambdas: Sequence[float] = (),
+        item_counts: Int[Tensor, " I_plus_1"] | None = None,
+        categories: Int[Tensor, " I_plus_1"] | None = None,
+        full: bool = True,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.config, self.cutoffs, self.full, self.depth = config, cutoffs, full, cutoffs[-1]
-        self.holdout: Holdout = data.split.validation if stage == "val" else data.split.test
-        self.items = torch.tensor(data.prepared.sequences.items, dtype=torch.long)
-        self.categories = torch.from_numpy(data.prepared.categories).long()
-        vectors = module.item_table()
-        self.index = ItemIndex(vectors, **config.index_options) if full else ItemIndex(vectors)
-        self.exact = ItemIndex(vectors) if full and config.index != "flat" else None
-        self.ranking_keys = [f"{name}@{k}" for name in RANKING for k in cutoffs]
-        self.per_user_keys = sorted((name, k) for name in RANKING for k in cutoffs)
+        self.cutoffs, self.filter_seen, self.full, self.device = tuple(k), filter_seen, full, device
+        self.depth = self.cutoffs[-1]
+        approximate = full and index != "flat"
+        self.index = ItemIndex(item_vectors, index, search=search) if approximate else ItemIndex(item_vectors)
+        self.exact = ItemIndex(item_vectors) if approximate else None
+        self.keys = sorted((name, k) for name in METRICS for k in self.cutoffs)
         self.metrics: dict[str, Metric] = {
-            f"{name}@{k}": RankingMetric(name, k).to(module.device) for name in RANKING for k in cutoffs
+            f"{name}@{k}": RankingMetric(name, k).to(device) for name in METRICS for k in self.cutoffs
         }
         self.extra: dict[str, Metric] = {}
-        self.exposure = [Exposure(data.item_counts, k).to(module.device) for k in cutoffs] if full else []
-        self.has_ties = bool(self.holdout.tied.any())
-        self.device = module.device
+        n_items = len(item_vectors) - 1
+        self.exposure = [Exposure(n_items, k, item_counts).to(device) for k in self.cutoffs] if full else []
         # Without any known category there is nothing to diversify by.
-        self.lambdas = config.diversity_lambdas if full and bool((self.categories > 0).any()) else []
+        self.categories = categories.cpu().long() if categories is not None and bool((categories > 0).any()) else None
+        self.lambdas = list(diversity_lambdas) if full and self.categories is not None else []
+        self.has_ties = False
         self._parts: list[_Part] = []
+
+    def add(
+        self,
+        user_idx: Int[Tensor, " B"],
+        interests: Float[Tensor, "B K D"],
+        targets: Ragged,
+        seen: Ragged | None = None,
+        tied: Bool[Tensor, " B"] | None = None,
+    ) -> None:
+        """Score a batch of users.
+
+        Args:
+            user_idx: -1 leaves the row out.
+            targets: held-out items.
+            seen: items of the context; needed with `filter_seen`.
+            tied: users whose target only the file order decides, see `eimf.data.batch.EvalBatch`.
+        """
+        if bool((user_idx < 0).any()):
+            rows = (user_idx >= 0).nonzero()[:, 0]
+            targets, seen = targets.select(rows), seen.select(rows) if seen is not None else None
+            user_idx, interests, tied = user_idx[rows], interests[rows], tied[rows] if tied is not None else None
+        if len(user_idx) == 0:
+            return
+        targets, seen = targets.cpu(), seen.cpu() if seen is not None and self.filter_seen else None
+        tied = tied.cpu() if tied is not None else torch.zeros(len(user_idx), dtype=torch.bool)
+        vectors = interests.detach().float().cpu()
+        candidates = retrieve(self.index, vectors, self.depth, seen, CONTROLLED_POOL if any(self.lambdas) else 0)
+        ranked = Retrieved(*(part[:, : self.depth] for part in candidates))
+        hits, n_targets = find_hits(ranked.items, targets)
+        for metric in self.metrics.values():
+            metric.update(hits.to(self.device), n_targets.to(self.device))
+        if not self.full:
+            return
+        values = {(name, k): METRICS[name](hits, n_targets, k) for name, k in self.keys}
+        self.has_ties |= bool(tied.any())
+        for (name, cutoff), value in values.items():
+            self._mean(f"untied/{name}@{cutoff}", value[~tied])
+        self._add_lists(vectors, ranked, hits)
+        if self.exact is not None:
+            self._add_overlap(vectors, ranked, seen)
+        self._add_trade_off(candidates, ranked, targets, n_targets)
+        everything = torch.stack([values[key] for key in self.keys]).numpy()
+        # Items and interests as int32: half the memory of what is kept of every user.
+        lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
+        self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), everything, *lists))
 
     def _mean(self, key: str, values: Tensor) -> None:
         """Add values of users to the mean of that name."""
@@ -156,98 +157,81 @@ class _Pass:
             self.extra[key] = UserMean().to(self.device)
         self.extra[key].update(values.to(self.device))
 
-    def _slices(self, start: np.ndarray, end: np.ndarray) -> Int[Tensor, "B S"]:
-        """Items of slices of the flat array, padded with 0 to the longest."""
-        width = int((end - start).max(initial=0))
-        return gather_history(self.items, torch.from_numpy(start), torch.from_numpy(end), width)
-
-    def add(self, batch: EvalBatch, vectors: Tensor) -> None:
-        row = batch.row.cpu().numpy()
-        held = self.holdout
-        targets = self._slices(held.cut[row], held.end[row])
-        seen = self._slices(held.start[row], held.cut[row]) if self.config.filter_seen else None
-        candidates = retrieve(self.index, vectors, self.depth, seen, CONTROLLED_POOL if any(self.lambdas) else 0)
-        ranked = Retrieved(*(part[:, : self.depth] for part in candidates))
-        hits, n_targets = find_hits(ranked.items, targets)
-        for metric in self.metrics.values():
-            metric.update(hits.to(self.device), n_targets.to(self.device))
-        if self.full:
-            self._add_rest(vectors.detach().float().cpu(), row, ranked, candidates, hits, targets, n_targets, seen)
-
-    def _add_rest(
-        self,
-        vectors: Tensor,
-        row: np.ndarray,
-        ranked: Retrieved,
-        candidates: Retrieved,
-        hits: Tensor,
-        targets: Tensor,
-        n_targets: Tensor,
-        seen: Tensor | None,
-    ) -> None:
-        listed = ranked.items != 0
+    def _add_lists(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, hits: Bool[Tensor, "B N"]) -> None:
+        """How the lists spread over the catalogue and over the interests."""
         for exposure in self.exposure:
             exposure.update(ranked.items.to(self.device))
-        values = {(name, k): function(hits, n_targets, k) for name, function in RANKING.items() for k in self.cutoffs}
-        tied = torch.from_numpy(self.holdout.tied[row])
-        if self.has_ties:
-            for (name, k), value in values.items():
-                self._mean(f"untied/{name}@{k}", value[~tied])
         n_interests = vectors.shape[1]
-        if n_interests > 1:
-            self._mean("interest_cosine", interest_cosine(vectors))
-            self._mean(f"interests_used@{self.depth}", interests_used(ranked.interest, listed, n_interests))
-            for interest in range(n_interests):
-                made = hits & (ranked.interest == interest)
-                # Users without a hit say nothing on whose hit it was.
-                lucky = hits.any(dim=1)
-                share = made.sum(dim=1).double() / hits.sum(dim=1).clamp(min=1)
-                self._mean(f"hit_share_interest_{interest}@{self.depth}", share[lucky])
-        if self.exact is not None:
-            wanted = retrieve(self.exact, vectors, self.depth, seen)
-            same = (ranked.items[:, :, None] == wanted.items[:, None, :]) & listed[:, :, None]
-            self._mean(f"overlap_with_flat@{self.depth}", same.any(dim=2).double().mean(dim=1))
+        if n_interests == 1:
+            return
+        self._mean("interest_cosine", interest_cosine(vectors))
+        self._mean(f"interests_used@{self.depth}", interests_used(ranked.interest, ranked.items != 0, n_interests))
+        for interest in range(n_interests):
+            made = hits & (ranked.interest == interest)
+            share = made.sum(dim=1).double() / hits.sum(dim=1).clamp(min=1)
+            # Users without a hit say nothing about whose hit it was.
+            self._mean(f"hit_share_interest_{interest}@{self.depth}", share[hits.any(dim=1)])
+
+    def _add_overlap(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, seen: Ragged | None) -> None:
+        """How much of an approximate list is in the exact one."""
+        assert self.exact is not None
+        wanted = retrieve(self.exact, vectors, self.depth, seen)
+        same = (ranked.items[:, :, None] == wanted.items[:, None, :]) & (ranked.items != 0)[:, :, None]
+        self._mean(f"overlap_with_flat@{self.depth}", same.any(dim=2).double().mean(dim=1))
+
+    def _add_trade_off(
+        self, candidates: Retrieved, ranked: Retrieved, targets: Ragged, n_targets: Int[Tensor, " B"]
+    ) -> None:
         for weight in self.lambdas:
+            assert self.categories is not None
             chosen = rerank_diverse(candidates, self.categories, self.depth, weight) if weight else ranked
             found, _ = find_hits(chosen.items, targets)
             for k in self.cutoffs:
-                self._mean(f"controlled/{weight}/recall@{k}", RANKING["recall"](found, n_targets, k))
+                self._mean(f"controlled/{weight}/recall@{k}", METRICS["recall"](found, n_targets, k))
                 kinds, present = self.categories[chosen.items[:, :k]], chosen.items[:, :k] != 0
                 self._mean(f"controlled/{weight}/diversity@{k}", category_diversity(kinds, present))
-        everything = torch.stack([values[key] for key in self.per_user_keys]).numpy()
-        # Items and interests as int32: half the memory of what is kept of every user.
-        lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
-        self._parts.append(_Part(row, everything, *lists))
 
-    def summary(self) -> dict[str, float]:
-        """All means over all processes."""
-        values = {key: float(metric.compute()) for key, metric in (self.metrics | self.extra).items()}
+    def ranking(self) -> dict[str, float]:
+        """The ranking metrics, means over all users of all processes."""
+        return {key: float(metric.compute()) for key, metric in self.metrics.items()}
+
+    def evaluation(self) -> Evaluation:
+        """Everything, of all processes. Every process has to call it."""
+        self._agree_on_keys()
+        values = self.ranking() | {key: float(metric.compute()) for key, metric in self.extra.items()}
         for exposure in self.exposure:
             values |= {key: float(value) for key, value in exposure.compute().items()}
-        return values
-
-    def evaluation(self, summary: dict[str, float], world_size: int) -> Evaluation:
         trade_off = []
         for weight in self.lambdas:
             prefix = f"controlled/{weight}/"
-            part = {key.removeprefix(prefix): value for key, value in summary.items() if key.startswith(prefix)}
+            part = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
             trade_off.append({"lambda": float(weight), **part})
-        whole = _gather(self._parts, world_size)
-        user, tied = self.holdout.user_idx[whole.row].astype(np.int32), self.holdout.tied[whole.row]
-        order = np.argsort(user, kind="stable")
-        user, tied = user[order], tied[order]
+        left_out = ("controlled/",) if any(_all_gather(self.has_ties)) else ("controlled/", "untied/")
+        summary = {key: value for key, value in values.items() if not key.startswith(left_out)}
+        per_user, rankings = self._frames(_gather(self._parts))
+        return Evaluation(summary, per_user, rankings, trade_off)
+
+    def _agree_on_keys(self) -> None:
+        """Processes without users lack means that others have; sums over processes need the same everywhere."""
+        everyones: list[Any] = _all_gather(list(self.extra))
+        keys = list(dict.fromkeys(key for keys in everyones for key in keys))
+        self.extra = {key: self.extra.get(key) or UserMean().to(self.device) for key in keys}
+
+    def _frames(self, whole: _Part) -> tuple[polars.DataFrame, polars.DataFrame]:
+        """Values and lists of every user, in the order of their numbers."""
+        order = np.argsort(whole.user, kind="stable")
+        user, tied, items = whole.user[order].astype(np.int32), whole.tied[order], whole.items[order]
         per_user = [
-            pl_frames.DataFrame({"user_idx": user, "value": values[order], "tied": tied}).select(
+            polars.DataFrame({"user_idx": user, "value": values[order], "tied": tied}).select(
                 "user_idx",
-                pl_frames.lit(name).alias("metric"),
-                pl_frames.lit(k, pl_frames.Int32).alias("k"),
+                polars.lit(name).alias("metric"),
+                polars.lit(k, polars.Int32).alias("k"),
                 "value",
                 "tied",
             )
-            for (name, k), values in zip(self.per_user_keys, whole.values, strict=True)
+            for (name, k), values in zip(self.keys, whole.values, strict=True)
         ]
-        items = whole.items[order]
-        rankings = pl_frames.DataFrame(
+        rankings = polars.DataFrame(
             {
                 "user_idx": np.repeat(user, self.depth),
                 "rank": np.tile(np.arange(1, self.depth + 1, dtype=np.int32), len(user)),
@@ -256,24 +240,94 @@ class _Pass:
                 "interest": whole.interest[order].ravel(),
             }
         )
-        return Evaluation(
-            {key: value for key, value in summary.items() if not key.startswith("controlled/")},
-            pl_frames.concat(per_user),
-            rankings if items.all() else rankings.filter(pl_frames.col("item_idx") != 0),
-            trade_off,
-        )
+        return polars.concat(per_user), rankings if items.all() else rankings.filter(polars.col("item_idx") != 0)
 
 
-def _gather(parts: list[_Part], world_size: int) -> _Part:
+def evaluate(
+    interests: Float[Tensor, "U K D"],
+    item_vectors: Float[Tensor, "I_plus_1 D"],
+    targets: Iterable[Sequence[int]],
+    *,
+    seen: Iterable[Sequence[int]] | None = None,
+    k: Sequence[int] = (20, 50),
+    index: str = "flat",
+    search: int = 0,
+    diversity_lambdas: Sequence[float] = (),
+    item_counts: Int[Tensor, " I_plus_1"] | None = None,
+    categories: Int[Tensor, " I_plus_1"] | None = None,
+    batch_size: int = 1024,
+) -> Evaluation:
+    """Evaluate vectors by full ranking; the numbers are those of a run.
+
+    Args:
+        interests: interest vectors of the held-out users.
+        item_vectors: vectors of all items. Items are numbered from 1; row 0 is padding and is never recommended.
+        targets: the held-out items of each user.
+        seen: the items of each user's context; if given, they are left out of the lists.
+        k: cut-offs.
+        index, search, diversity_lambdas, item_counts, categories: see `Evaluator`.
+        batch_size: users that are scored at a time.
+
+    Returns:
+        `user_idx` in its tables is the row of `interests`.
+
+    Raises:
+        DataError: the numbers of users differ, a user has no target, or an item has no vector.
+    """
+    wanted, context = Ragged.of(targets), Ragged.of(seen) if seen is not None else None
+    users = len(interests)
+    for name, lists in (("targets", wanted), ("seen", context)):
+        if lists is None:
+            continue
+        if len(lists.lengths) != users:
+            raise DataError(f"{name}: must have a list for each of the {users} users, has {len(lists.lengths)}.")
+        outside = (lists.values < 1) | (lists.values >= len(item_vectors))
+        if bool(outside.any()):
+            raise DataError(
+                f"{name}: items must be numbers from 1 to {len(item_vectors) - 1} (rows of item_vectors), "
+                f"one is {int(lists.values[outside][0])}."
+            )
+    if bool((wanted.lengths == 0).any()):
+        raise DataError(f"targets: user {int((wanted.lengths == 0).nonzero()[0, 0])} has none; leave such users out.")
+    if not k or min(k) < 1:
+        raise DataError(f"k: cut-offs must be whole numbers from 1, are {list(k)}.")
+    evaluator = Evaluator(
+        item_vectors.detach().float().cpu().numpy(),
+        sorted(set(k)),
+        filter_seen=seen is not None,
+        index=index,
+        search=search,
+        diversity_lambdas=diversity_lambdas,
+        item_counts=item_counts,
+        categories=categories,
+    )
+    for rows in torch.arange(users).split(batch_size):
+        part = context.select(rows) if context is not None else None
+        evaluator.add(rows, interests[rows], wanted.select(rows), part)
+    return evaluator.evaluation()
+
+
+def _all_gather(value: Any) -> list[Any]:
+    """The value of every process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def _gather(parts: list[_Part]) -> _Part:
     """The users of all batches and processes."""
 
-    def join(some: Sequence[_Part]) -> _Part:
-        row, values, *lists = zip(*some, strict=True)
-        return _Part(np.concatenate(row), np.concatenate(values, axis=1), *map(np.concatenate, lists))
+    def join(some: Sequence[_Part]) -> _Part | None:
+        if not some:
+            return None
+        user, tied, values, *lists = zip(*some, strict=True)
+        return _Part(
+            np.concatenate(user), np.concatenate(tied), np.concatenate(values, axis=1), *map(np.concatenate, lists)
+        )
 
-    whole = join(parts)
-    if world_size == 1:
-        return whole
-    everyone: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(everyone, whole)
-    return join(everyone)
+    whole = join([one for one in _all_gather(join(parts)) if one is not None])
+    if whole is None:
+        raise DataError("evaluation: there are no held-out users; use more data, or another split.")
+    return whole

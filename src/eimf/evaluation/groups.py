@@ -2,7 +2,7 @@
 
 import faiss
 import numpy as np
-import polars as pl
+import polars
 from jaxtyping import Float, Int
 
 from eimf.data.prepared import Sequences
@@ -23,7 +23,7 @@ def group_users(
     item_counts: Int[np.ndarray, " I_plus_1"],
     distance: Float[np.ndarray, " U"] | None = None,
     categories: Int[np.ndarray, " I_plus_1"] | None = None,
-) -> pl.DataFrame:
+) -> polars.DataFrame:
     """Put every held-out user into one level of each group; levels are about equally large.
 
     Args:
@@ -44,8 +44,8 @@ def group_users(
         levels[BREADTH] = _thirds(breadth, "categories")
     if distance is not None:
         levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
-    parts = [pl.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
-    return pl.concat(parts)
+    parts = [polars.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
+    return polars.concat(parts)
 
 
 def place_of_level(level: str) -> int:

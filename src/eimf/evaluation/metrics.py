@@ -11,22 +11,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from eimf.config.components import METRICS
+from eimf.data.batch import Ragged
 from eimf.evaluation.retrieval import is_member
 
 Values = Float[Tensor, " B"]
 
 
-def find_hits(ranked: Int[Tensor, "B N"], targets: Int[Tensor, "B T"]) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
+def find_hits(ranked: Int[Tensor, "B N"], targets: Ragged) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
     """Which ranked items are targets, and how many distinct targets each user has.
 
     Args:
         ranked: item ids, best first, 0 where the list has ended.
-        targets: target ids, padded with 0; repeated targets count once.
+        targets: target ids; repeated targets count once.
     """
-    ordered = targets.sort(dim=1).values
-    fresh = torch.ones_like(ordered, dtype=torch.bool)
-    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return is_member(ranked, targets), (fresh & (ordered != 0)).sum(dim=1)
+    owners = targets.owners
+    distinct = torch.stack([owners, targets.values]).unique(dim=1)[0] if len(owners) else owners
+    return is_member(ranked, targets), torch.bincount(distinct, minlength=len(ranked))
 
 
 def recall(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
@@ -94,15 +95,7 @@ def mrr(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Valu
 
 
 Function = Callable[[Tensor, Tensor, int], Tensor]
-
-
-RANKING: dict[str, Function] = {
-    "recall": recall,
-    "hr": hit_rate,
-    "ndcg": ndcg,
-    "ndcg_comirec": ndcg_comirec,
-    "mrr": mrr,
-}
+"""A ranking metric: hits, numbers of targets and the cut-off in, a value for each user out."""
 
 
 class UserMean(Metric):
@@ -126,16 +119,16 @@ class UserMean(Metric):
 
 
 class RankingMetric(UserMean):
-    """One of `RANKING` at one cut-off, averaged over users.
+    """A ranking metric at one cut-off, averaged over users.
 
     Args:
-        name: key of `RANKING`.
+        name: key of `eimf.config.components.METRICS`.
         k: cut-off.
     """
 
     def __init__(self, name: str, k: int) -> None:
         super().__init__()
-        self.function, self.k = RANKING[name], k
+        self.function, self.k = METRICS[name], k
 
     def update(self, hits: Tensor, n_targets: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().update(self.function(hits, n_targets, self.k))
@@ -145,20 +138,24 @@ class Exposure(Metric):
     """How recommendations spread over the catalogue: coverage, Gini coefficient and novelty of the top k.
 
     Args:
-        item_counts: occurrences of each item in the training interactions, entry 0 unused.
+        n_items: I, size of the catalogue.
         k: cut-off.
+        item_counts: occurrences of each item in the training interactions, entry 0 unused; None leaves out novelty.
     """
 
     full_state_update = False
     shown: Tensor
-    information: Tensor
+    information: Tensor | None
 
-    def __init__(self, item_counts: Int[Tensor, " I_plus_1"], k: int) -> None:
+    def __init__(self, n_items: int, k: int, item_counts: Int[Tensor, " I_plus_1"] | None = None) -> None:
         super().__init__()
         self.k = k
-        share = (item_counts.double() + 1) / (item_counts[1:].sum() + len(item_counts) - 1)
-        self.register_buffer("information", -torch.log2(share), persistent=False)
-        self.add_state("shown", torch.zeros(len(item_counts), dtype=torch.int64), dist_reduce_fx="sum")
+        information = None
+        if item_counts is not None:
+            share = (item_counts.double() + 1) / (item_counts[1:].sum() + len(item_counts) - 1)
+            information = -torch.log2(share)
+        self.register_buffer("information", information, persistent=False)
+        self.add_state("shown", torch.zeros(n_items + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, ranked: Int[Tensor, "B N"]) -> None:
         top = ranked[:, : self.k].flatten()
@@ -166,11 +163,10 @@ class Exposure(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         shown = self.shown[1:].double()
-        return {
-            f"coverage@{self.k}": coverage(shown),
-            f"gini@{self.k}": gini(shown),
-            f"novelty@{self.k}": (shown * self.information[1:]).sum() / shown.sum().clamp(min=1),
-        }
+        found = {f"coverage@{self.k}": coverage(shown), f"gini@{self.k}": gini(shown)}
+        if self.information is not None:
+            found[f"novelty@{self.k}"] = (shown * self.information[1:]).sum() / shown.sum().clamp(min=1)
+        return found
 
 
 def coverage(shown: Float[Tensor, " I"]) -> Float[Tensor, ""]:

@@ -1,24 +1,31 @@
 """Candidate retrieval: FAISS search for each interest, and vectorised merging of the candidates.
 
+Order of a list: by score, best first. Items of equal score are in one fixed random order of all items (`tie_order`),
+which depends on neither the cut-offs, nor the batch, nor any counts.
+
 Shapes: B users, K interests, N retrieved items, C candidates before merging.
 """
 
+from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eimf.core.errors import ArtifactError, ConfigError
+from eimf.data.batch import Ragged
 
 NEVER = float("-inf")
-
-
 CONTROLLED_POOL = 50
-"""Candidates of each interest that controllable aggregation chooses from, at least."""
+"""Fewest candidates of each interest that controllable aggregation chooses from."""
+CANDIDATES_AT_ONCE = 2**22
+"""Most candidates of a search that are held at a time."""
+PROBES, BREADTH = 16, 128
+"""Inverted lists, and candidates of a graph, that a query visits by default."""
 
 
 class Retrieved(NamedTuple):
@@ -30,7 +37,23 @@ class Retrieved(NamedTuple):
     """The interest that retrieved the item, or scored it best."""
 
 
-IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq"]
+@cache
+def tie_order(n_items: int) -> Int[Tensor, " I_plus_1"]:
+    """Rank of each item among items of equal score: a random order, the same for every run of the catalogue."""
+    order = torch.randperm(n_items, generator=torch.Generator().manual_seed(0))
+    return torch.cat([torch.full((1,), n_items), order])
+
+
+def factory_string(kind: str, n_items: int) -> str:
+    """FAISS' name of an index.
+
+    Args:
+        kind: `flat`, `hnsw`, `ivf`, `ivfpq`, or a factory string already. The number of inverted lists is 4 sqrt(I).
+    """
+    lists = min(int(4 * n_items**0.5), n_items)
+    known = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat"}
+    known["ivfpq"] = f"IVF{lists},PQ16" + ("" if n_items >= 256 else "x4")
+    return known.get(kind, kind)
 
 
 class ItemIndex:
@@ -38,49 +61,38 @@ class ItemIndex:
 
     Args:
         vectors: row 0 is padding; it is not in the index and can never be retrieved.
-        kind: `flat` is exact; the others are approximate. `ivfpq` also compresses the vectors.
-        hnsw_links, hnsw_search: neighbours of a node, and breadth of the search.
-        ivf_lists, ivf_probes: number of inverted lists (0: 4 sqrt(I)), and how many a query visits.
-        pq_bytes: size of a compressed vector; must divide D.
+        kind: see `factory_string`; `flat` is exact, the others are approximate.
+        search: inverted lists, or candidates of a graph, that a query visits; 0 is `PROBES` or `BREADTH`.
 
     Raises:
-        ConfigError: too few items for the kind.
+        ConfigError: FAISS cannot make an index of that kind of these vectors.
     """
 
-    def __init__(
-        self,
-        vectors: Float[np.ndarray, "I_plus_1 D"],
-        kind: IndexKind = "flat",
-        *,
-        hnsw_links: int = 32,
-        hnsw_search: int = 128,
-        ivf_lists: int = 0,
-        ivf_probes: int = 16,
-        pq_bytes: int = 16,
-    ) -> None:
+    def __init__(self, vectors: Float[np.ndarray, "I_plus_1 D"], kind: str = "flat", *, search: int = 0) -> None:
         rows = np.ascontiguousarray(vectors[1:], dtype=np.float32)
         self.n_items, dim = rows.shape
-        if kind == "ivfpq" and self.n_items < 16:
-            raise ConfigError(f"eval.index: ivfpq needs 16 items or more, there are {self.n_items}; use flat.")
-        if kind == "flat":
-            self._index = faiss.IndexFlatIP(dim)
-        elif kind == "hnsw":
-            self._index = faiss.IndexHNSWFlat(dim, hnsw_links, faiss.METRIC_INNER_PRODUCT)
-            self._index.hnsw.efConstruction = 2 * hnsw_search
-            self._index.hnsw.efSearch = hnsw_search
-        else:
-            lists = min(ivf_lists or int(4 * self.n_items**0.5), self.n_items)
-            centres, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
-            if kind == "ivf":
-                self._index = faiss.IndexIVFFlat(centres, dim, lists, metric)
-            else:
-                bits = 8 if self.n_items >= 256 else 4
-                self._index = faiss.IndexIVFPQ(centres, dim, lists, pq_bytes, bits, metric)
-                self._index.pq.cp.min_points_per_centroid = 1
-            self._index.nprobe = min(ivf_probes, lists)
-            self._index.cp.min_points_per_centroid = 1  # small catalogues are fine, and need no warning
-            self._index.train(rows)  # pyright: ignore[reportCallIssue]
-        self._index.add(rows)  # pyright: ignore[reportCallIssue]
+        self.exact = kind == "flat"
+        name = factory_string(kind, self.n_items)
+        try:
+            self._index: Any = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
+            inner: Any = faiss.try_extract_index_ivf(self._index)
+            if inner is not None:
+                inner = faiss.downcast_index(inner)
+                inner.nprobe = min(search or PROBES, inner.nlist)
+                inner.cp.min_points_per_centroid = 1  # small catalogues are fine, and need no warning
+                if hasattr(inner, "pq"):
+                    inner.pq.cp.min_points_per_centroid = 1
+            elif hasattr(self._index, "hnsw"):
+                self._index.hnsw.efConstruction = 2 * (search or BREADTH)
+                self._index.hnsw.efSearch = search or BREADTH
+            if not self._index.is_trained:
+                self._index.train(rows)
+            self._index.add(rows)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"eval.index: {kind!r} ({name}) cannot hold {self.n_items:,} items of {dim} dimensions "
+                f"({_last_line(error)}); use flat, hnsw, ivf, ivfpq or another FAISS factory string."
+            ) from None
 
     def save(self, path: Path) -> None:
         """Write the index to a file.
@@ -112,6 +124,7 @@ class ItemIndex:
             reason = _last_line(error)
             raise ArtifactError(f"{path}: cannot be read ({reason}); make it again with eimf index.") from None
         index.n_items = index._index.ntotal
+        index.exact = isinstance(index._index, faiss.IndexFlat)
         return index
 
     def search(
@@ -121,7 +134,7 @@ class ItemIndex:
         depth = min(depth, self.n_items)
         batch, count, dim = interests.shape
         queries = np.ascontiguousarray(interests.detach().float().cpu().numpy().reshape(-1, dim))
-        scores, rows = self._index.search(queries, depth)  # pyright: ignore[reportCallIssue]
+        scores, rows = self._index.search(queries, depth)
         found_scores, found = (
             torch.from_numpy(scores),
             torch.from_numpy(rows) + 1,
@@ -138,32 +151,40 @@ def merge(
     scores: Float[Tensor, "B K N"],
     items: Int[Tensor, "B K N"],
     n: int,
-    seen: Int[Tensor, "B S"] | None = None,
+    seen: Ragged | None = None,
+    ties: Int[Tensor, " I_plus_1"] | None = None,
 ) -> Retrieved:
     """Merge the candidates of a user's interests: best score wins, each item once, the n best in order.
 
     Args:
-        seen: items that may not be recommended to the user, padded with 0.
+        seen: items that may not be recommended to the user.
+        ties: order of items with equal scores; None keeps the order of the candidates.
 
     The result is the exact top n over all items if every interest brought at least n candidates (n plus the number
     of seen items when filtering) and the search was exact.
     """
     _, count, depth = scores.shape
+    scores, items = scores.flatten(1), items.flatten(1)
     if seen is not None:
-        scores = scores.masked_fill(is_member(items.flatten(1), seen).view_as(items), NEVER)
-    ranked, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
-    ranked_items = items.flatten(1).gather(1, order)
+        scores = scores.masked_fill(is_member(items, seen), NEVER)
+    order = ties[items].sort(dim=1, stable=True).indices if ties is not None else None
+    if order is not None:
+        scores, items = scores.gather(1, order), items.gather(1, order)
+    ranked, place = scores.sort(dim=1, descending=True, stable=True)
+    ranked_items = items.gather(1, place)
     if count > 1:
         # Among equal items, adjacent after a stable sort by id, the first is the best scored: later ones go.
-        by_item, place = ranked_items.sort(dim=1, stable=True)
+        by_item, at = ranked_items.sort(dim=1, stable=True)
         repeated = torch.zeros_like(by_item, dtype=torch.bool)
         repeated[:, 1:] = by_item[:, 1:] == by_item[:, :-1]
-        gone = torch.empty_like(repeated).scatter_(1, place, repeated)
+        gone = torch.empty_like(repeated).scatter_(1, at, repeated)
         ranked = ranked.masked_fill(gone, NEVER)
         ranked, again = ranked.sort(dim=1, descending=True, stable=True)
-        ranked_items, order = ranked_items.gather(1, again), order.gather(1, again)
+        ranked_items, place = ranked_items.gather(1, again), place.gather(1, again)
+    if order is not None:
+        place = order.gather(1, place)
     width = min(n, ranked.shape[1])
-    scores, items, interest = ranked[:, :width], ranked_items[:, :width], (order // depth)[:, :width]
+    scores, items, interest = ranked[:, :width], ranked_items[:, :width], (place // depth)[:, :width]
     items = items.masked_fill(scores == NEVER, 0)
     if width < n:
         scores = torch.nn.functional.pad(scores, (0, n - width), value=NEVER)
@@ -171,27 +192,77 @@ def merge(
     return Retrieved(items, scores, interest)
 
 
-def is_member(items: Int[Tensor, "B C"], group: Int[Tensor, "B S"]) -> Tensor:
-    """bool[B, C]: whether each item is in the same row of `group`; the padding 0 is in none."""
-    if group.shape[1] == 0:
+def is_member(items: Int[Tensor, "B C"], group: Ragged) -> Bool[Tensor, "B C"]:
+    """Whether each item is in its row's list. Memory follows the sum of the lists' lengths, not the longest."""
+    if len(group.values) == 0:
         return torch.zeros_like(items, dtype=torch.bool)
-    ordered = group.sort(dim=1).values
-    place = torch.searchsorted(ordered, items.contiguous()).clamp(max=group.shape[1] - 1)
-    return (ordered.gather(1, place) == items) & (items != 0)
+    base = torch.maximum(items.max(), group.values.max()) + 1
+    keys = (group.owners * base + group.values).sort().values
+    asked = torch.arange(len(items), device=items.device)[:, None] * base + items
+    place = torch.searchsorted(keys, asked).clamp(max=len(keys) - 1)
+    return (keys[place] == asked) & (items != 0)
 
 
 def retrieve(
-    index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, seen: Int[Tensor, "B S"] | None = None, pool: int = 0
+    index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, seen: Ragged | None = None, pool: int = 0
 ) -> Retrieved:
     """The n items with the largest inner product with any of a user's interests, seen ones left out if given.
 
+    Exact for a flat index, ties included. Users with many seen items are searched apart from the others, so that memory
+    does not follow the longest history.
+
     Args:
-        pool: more candidates of each interest than n, for `rerank_diverse`; if given, all candidates are returned,
-            not only the n best.
+        pool: more candidates of each interest than n, for `rerank_diverse`; if given, that many of each are returned,
+            and not only the n best.
     """
-    extra = int((seen != 0).sum(dim=1).max()) if seen is not None and seen.numel() else 0
-    scores, items = index.search(interests, max(n, pool) + extra)
-    return merge(scores, items, items[0].numel() if pool else n, seen)
+    interests = interests.detach().float().cpu()
+    depth = max(n, pool)
+    wanted = interests.shape[1] * min(depth, index.n_items) if pool else n
+    extra = torch.zeros(len(interests), dtype=torch.long) if seen is None else seen.lengths.cpu()
+    # Few different depths: what is needed, rounded up to powers of two.
+    need = torch.where(extra > 0, 2 ** torch.ceil(torch.log2(extra.double().clamp(min=16))), 0).long()
+    parts: list[Retrieved] = []
+    rows: list[Tensor] = []
+    for size in need.unique().tolist():
+        chosen = (need == size).nonzero()[:, 0]
+        most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(depth + size, index.n_items)))
+        for some in chosen.split(most):
+            part = None if seen is None else seen.cpu().select(some)
+            parts.append(_search(index, interests[some], wanted, depth + size, part))
+            rows.append(some)
+    if len(rows) == 1:
+        return parts[0]
+    back = torch.cat(rows).argsort() if rows else torch.zeros(0, dtype=torch.long)
+    if not rows:
+        empty = torch.zeros(0, wanted)
+        return Retrieved(empty.long(), empty, empty.long())
+    return Retrieved(*(torch.cat(list(one))[back] for one in zip(*parts, strict=True)))
+
+
+def _search(index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, depth: int, seen: Ragged | None) -> Retrieved:
+    """Search and merge. Where scores tie at the end of an exact search, search deeper: no tied item is missed."""
+    scores, items = index.search(interests, depth + 1)
+    if scores.shape[2] <= depth:  # all items are here
+        return merge(scores, items, n, seen, _ties(scores, index.n_items))
+    cut = (scores[:, :, depth] == scores[:, :, depth - 1]) & (scores[:, :, depth] > NEVER)
+    open_rows = cut.any(dim=1) if index.exact else torch.zeros(len(cut), dtype=torch.bool)
+    found = merge(scores[:, :, :depth], items[:, :, :depth], n, seen, _ties(scores, index.n_items))
+    if open_rows.any():
+        rows = open_rows.nonzero()[:, 0]
+        most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(4 * depth, index.n_items)))
+        for some in rows.split(most):
+            part = None if seen is None else seen.select(some)
+            deeper = _search(index, interests[some], n, 4 * depth, part)
+            for whole, one in zip(found, deeper, strict=True):
+                whole[some] = one
+    return found
+
+
+def _ties(scores: Float[Tensor, "B K N"], n_items: int) -> Int[Tensor, " I_plus_1"] | None:
+    """The order of items with equal scores, where there may be any."""
+    ordered = scores.flatten(1).sort(dim=1).values if scores.shape[1] > 1 else scores[:, 0]
+    same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > NEVER)
+    return tie_order(n_items) if bool(same.any()) else None
 
 
 def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], n: int, weight: float) -> Retrieved:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Controls of an experiment: labels with the same statistics whose content is wrong, and shares of labels."""
 
 from dataclasses import replace
 
@@ -10,19 +10,19 @@ from eimf.explicit.supervision import Supervision
 from eimf.labels.label import Label, newest_labels
 
 
-def shuffled_items(served: ItemInterests, seed: int) -> ItemInterests:
-    """The control: every item serves the interests of another one."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(served.interest) - 1) + 1)
-    donor = torch.zeros(len(served.interest), dtype=torch.int64)
+def shuffled_links(links: ItemInterests, seed: int) -> ItemInterests:
+    """Every item gets the links of another one."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(links.interest) - 1) + 1)
+    donor = torch.zeros(len(links.interest), dtype=torch.int64)
     donor[order] = order.roll(1)
-    return served._replace(interest=served.interest[donor], share=served.share[donor])
+    return links._replace(interest=links.interest[donor], share=links.share[donor])
 
 
 def shuffled(supervision: Supervision, seed: int) -> Supervision:
-    """The control: every user keeps his items, positions and groups, and gets the words of another one."""
+    """Every user keeps the own items, positions and groups, and gets the words of another user."""
     order = np.random.default_rng(seed).permutation(len(supervision))
     donor = np.empty_like(order)
-    donor[order] = np.roll(order, 1)  # a cycle through a random order: nobody keeps his own
+    donor[order] = np.roll(order, 1)  # a cycle through a random order: nobody keeps the own words
     shift = torch.from_numpy(donor)
     vectors, present = supervision.vectors[shift], supervision.present[shift]
     # Where the other user has more interests, this one's item positions do not exist: take the first one's.
@@ -33,7 +33,7 @@ def shuffled(supervision: Supervision, seed: int) -> Supervision:
 
 
 def mixed_groups(supervision: Supervision, seed: int) -> Supervision:
-    """The control of the assignment: as many of the user's items belong together, but which ones is by chance."""
+    """Shuffles which of a user's items form a group, and keeps the group sizes."""
     generator = np.random.default_rng(seed)
     groups = supervision.groups.numpy().copy()
     for row in groups:

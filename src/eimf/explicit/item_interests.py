@@ -1,4 +1,4 @@
-"""TODO"""
+"""Links between items and explicit interests, by the similarity of their texts."""
 
 from typing import NamedTuple
 
@@ -9,32 +9,33 @@ from torch import Tensor
 
 
 class ItemInterests(NamedTuple):
-    """The explicit interests, of all labels together, that each item serves."""
+    """The explicit interests, of all labels together, that each item is linked to."""
 
     vectors: Float[Tensor, "C D_text"]
     """Text vectors of all C explicit interests."""
     interest: Int[Tensor, "I_plus_1 M"]
     """The M interests whose names are nearest to each item's title; row 0 (padding) is meaningless."""
     share: Float[Tensor, "I_plus_1 M"]
-    """How much of the item is each of them; rows sum to 1."""
+    """Weights of these links; rows sum to 1."""
 
     def profiles(self) -> Float[np.ndarray, "I_plus_1 C"]:
-        """How much of each item is each of all explicit interests."""
+        """Weights of the links of each item to all explicit interests, 0 where there is none."""
         full = torch.zeros(len(self.interest), len(self.vectors)).scatter_(1, self.interest, self.share)
         return full.numpy()
 
 
-def describe_items(
+def link_items(
     titles: Float[np.ndarray, "I_plus_1 D_text"],
     names: Float[np.ndarray, "C D_text"],
     most: int,
     temperature: float,
 ) -> ItemInterests:
-    """Find the explicit interests that each item serves: a softmax over the `most` nearest names.
+    """Link each item to the explicit interests whose names are nearest to its title.
 
     Args:
         titles, names: text vectors of length 1.
-        temperature: of the softmax over cosine similarities.
+        most: links of an item.
+        temperature: of the softmax that turns cosine similarities into weights.
     """
     most = min(most, len(names))
     nearest = np.empty((len(titles), most), np.int64)

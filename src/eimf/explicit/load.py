@@ -1,37 +1,70 @@
-"""TODO"""
+"""From labels to supervision: which labels fit the training users, and their words as vectors."""
 
-from eimf.config.schema import Config
-from eimf.core.say import Say
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eimf.config.schema import EIMFConfig
+from eimf.data.prepared import Prepared
+from eimf.data.splits import Spans
 from eimf.data.text import encode_items, encode_texts
-from eimf.explicit.controls import mixed_groups, shuffled, take_share
+from eimf.explicit.controls import mixed_groups, shuffled, shuffled_links, take_share
+from eimf.explicit.item_interests import ItemInterests, link_items
 from eimf.explicit.propagation import propagate
 from eimf.explicit.supervision import Supervision, build_supervision, match_labels, names_of
-from eimf.labels.source import label_source, read_labels
+from eimf.labels.label import Label
 from eimf.labels.typical import user_vectors
-from eimf.training.datamodule import InteractionData
+
+log = logging.getLogger(__name__)
 
 
-def load_supervision(config: Config, data: InteractionData, say: Say) -> Supervision:
+def load_supervision(
+    labels: Sequence[Label],
+    prepared: Prepared,
+    spans: Spans,
+    config: EIMFConfig,
+    *,
+    encoder: str,
+    root: str | Path,
+    seed: int = 0,
+) -> Supervision:
     """The explicit interests of training users, as tensors beside the training data.
+
+    Args:
+        labels: oldest first.
+        spans: training slices; labels of other users, or that saw other items, are left out.
+        encoder: of texts, see `eimf.data.text.encode_texts`.
+        root: the data folder, where text vectors are kept.
+        seed: of shares and controls.
 
     Raises:
         LabelError: no label fits the training users.
         ConfigError: the text encoder cannot be loaded.
     """
-    labels = take_share(read_labels(label_source(config), say), config.eimf.share, config.seed)
-    matched = match_labels(labels, data.prepared, data.split.train)
+    matched = match_labels(take_share(list(labels), config.share, seed), prepared, spans)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
-    vectors = encode_texts(names, config.text.encoder, config.data.root).vectors
-    flat, spans = data.prepared.sequences.items, data.split.train
+    vectors = encode_texts(names, encoder, root).vectors
+    flat = prepared.sequences.items
     made = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
-    say(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
-    if config.eimf.propagate:
-        titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
-        told = len(made)
-        users = user_vectors(data.prepared.sequences, spans, titles)
-        made = propagate(made, spans, flat, titles, users, config.eimf.propagate_least)
-        say(f"  lent to {len(made) - told:,} similar users")
-    if config.eimf.mix_items:
-        made = mixed_groups(made, config.seed)
-    return shuffled(made, config.seed) if config.eimf.shuffle else made
+    log.info(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
+    if config.propagate:
+        titles = encode_items(prepared.items, encoder, root).vectors
+        labelled = len(made)
+        made = propagate(made, spans, flat, titles, user_vectors(prepared.sequences, spans, titles))
+        log.info(f"  shared with {len(made) - labelled:,} similar users")
+    if config.control == "mix":
+        made = mixed_groups(made, seed)
+    return shuffled(made, seed) if config.control == "shuffle" else made
+
+
+def load_links(
+    supervision: Supervision, prepared: Prepared, config: EIMFConfig, *, encoder: str, root: str | Path, seed: int = 0
+) -> ItemInterests:
+    """The explicit interests that each item is linked to; arguments as of `load_supervision`."""
+    titles = encode_items(prepared.items, encoder, root).vectors
+    names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
+    links = link_items(titles, names, config.linked, config.link_temperature)
+    return shuffled_links(links, seed) if config.control == "shuffle" else links

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Propagates labels: unlabelled users share the interests of the most similar labelled user (beyond the paper)."""
 
 import numpy as np
 import torch
@@ -10,55 +10,56 @@ from eimf.explicit.supervision import NOWHERE, Supervision
 
 
 def propagate(
-    told: Supervision,
+    labelled: Supervision,
     spans: Spans,
     flat_items: Int[np.ndarray, " T"],
     item_vectors: Float[np.ndarray, "I_plus_1 D_text"],
     user_vectors: Float[np.ndarray, "U D_text"],
-    least: float = 0.0,
 ) -> Supervision:
-    """Lend each unlabelled training user the interests of the most similar labelled one (beyond the paper).
+    """Give each unlabelled training user the interests of the most similar labelled one.
 
-    A borrower is drawn in proportion to his similarity. His own items show the borrowed interest whose words they are
-    nearest to, so that alignment looks at what he did before the target, as with labels of his own; prediction leaves
-    out interests that the lender's LLM named the target item for.
+    Such a user is sampled in proportion to the similarity. Each of the user's own items shows the shared interest whose
+    words are nearest. Alignment therefore still uses only items before the target. Prediction leaves out an interest if
+    the label names the target item.
 
     Args:
-        told: the labelled users.
+        labelled: the labelled users.
         user_vectors: of length 1, one a row of `spans`.
-        least: cosine similarity below which nothing is lent.
+
+    Returns:
+        The labelled users, then those who share their labels.
     """
-    labelled = told.span_row.numpy()
-    similarity = user_vectors @ user_vectors[labelled].T  # [U, N]
-    lender = similarity.argmax(axis=1)
-    closeness = similarity[np.arange(len(lender)), lender]
-    borrowers = np.setdiff1d(np.flatnonzero(closeness > max(least, 0.0)), labelled)
-    lender = torch.from_numpy(lender[borrowers])
-    longest = int((spans.end - spans.start)[borrowers].max(initial=1))
-    at = spans.start[borrowers][:, None] + np.arange(longest)  # [B, longest]
-    inside = at < spans.end[borrowers][:, None]
+    own_rows = labelled.span_row.numpy()
+    similarity = user_vectors @ user_vectors[own_rows].T  # [U, N]
+    source = similarity.argmax(axis=1)
+    closeness = similarity[np.arange(len(source)), source]
+    receivers = np.setdiff1d(np.flatnonzero(closeness > 0.0), own_rows)
+    source = torch.from_numpy(source[receivers])
+    longest = int((spans.end - spans.start)[receivers].max(initial=1))
+    at = spans.start[receivers][:, None] + np.arange(longest)  # [B, longest]
+    inside = at < spans.end[receivers][:, None]
     own = np.where(inside, flat_items[np.minimum(at, len(flat_items) - 1)], 0)
-    vectors, present = told.vectors[lender], told.present[lender]
-    items = np.full((len(borrowers), present.shape[1], longest), NOWHERE, np.int64)
-    for chunk in np.array_split(np.arange(len(borrowers)), max(1, len(borrowers) * longest // 2**15)):
+    vectors, present = labelled.vectors[source], labelled.present[source]
+    items = np.full((len(receivers), present.shape[1], longest), NOWHERE, np.int64)
+    for chunk in np.array_split(np.arange(len(receivers)), max(1, len(receivers) * longest // 2**15)):
         scores = np.einsum("bld,bsd->bls", item_vectors[own[chunk]], vectors[chunk].numpy())
         scores[~np.broadcast_to(present[chunk].numpy()[:, None], scores.shape)] = -np.inf
         nearest = scores.argmax(axis=2)  # [b, longest]
         shows = (nearest[:, None] == np.arange(present.shape[1])[:, None]) & inside[chunk][:, None]
         items[chunk] = np.where(shows, at[chunk][:, None], NOWHERE)
     positions = torch.from_numpy(items)
-    lent = Supervision(
+    shared = Supervision(
         vectors=vectors,
         present=present,
         items=positions,
         groups=positions,
-        made_from=told.made_from[lender],
-        seen_end=torch.zeros(len(borrowers), dtype=torch.int64),
-        span_row=torch.from_numpy(borrowers),
-        user_idx=torch.from_numpy(spans.user_idx[borrowers].astype(np.int64)),
-        weight=torch.from_numpy(closeness[borrowers].astype(np.float32)),
+        made_from=labelled.made_from[source],
+        seen_end=torch.zeros(len(receivers), dtype=torch.int64),
+        span_row=torch.from_numpy(receivers),
+        user_idx=torch.from_numpy(spans.user_idx[receivers].astype(np.int64)),
+        weight=torch.from_numpy(closeness[receivers].astype(np.float32)),
     )
-    return _join(told, lent)
+    return _join(labelled, shared)
 
 
 def _join(first: Supervision, second: Supervision) -> Supervision:
@@ -70,6 +71,6 @@ def _join(first: Supervision, second: Supervision) -> Supervision:
     width = max(first.items.shape[-1], second.items.shape[-1])
     joined = {name: [value, getattr(second, name)] for name, value in vars(first).items()}
     joined["items"] = [pad(value, width, NOWHERE) for value in joined["items"]]
-    del joined["groups"]  # the same as the items: controls come after lending
+    del joined["groups"]  # the same as the items: controls come after propagation
     whole = {name: torch.cat(pair) for name, pair in joined.items()}
     return Supervision(**whole, groups=whole["items"])

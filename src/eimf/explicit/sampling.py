@@ -1,4 +1,4 @@
-"""TODO"""
+"""Samples of labelled users, beside the batches of training samples."""
 
 import torch
 from jaxtyping import Int
@@ -9,15 +9,16 @@ from eimf.data.splits import Spans
 from eimf.explicit.supervision import Supervision
 
 
-class LabelledDraw:
-    """Draws samples of labelled users: a user at random by weight, then one of his training positions at random.
+class LabelledSampler:
+    """Samples labelled users: a user at random by weight, then one of the user's training positions at random.
 
     Args:
         items: flat items.
         spans: training slices.
         supervision: labels, on the device of `items`.
-        size: M, samples in a draw.
-        every: there is a draw for every so many-th batch of an epoch, from the first.
+        size: M, samples at a step.
+        every: sample for every N-th batch, starting with the first.
+        epochs: sample in the first N epochs only; 0: in all.
         only_after: see `Supervision.predictive`.
         shown: whether to look up which interest each item of the history shows; else none is known.
     """
@@ -30,12 +31,13 @@ class LabelledDraw:
         *,
         size: int,
         every: int = 1,
+        epochs: int = 0,
         max_len: int,
         only_after: bool,
         shown: bool = True,
     ) -> None:
         self.items, self.supervision, self.size, self.max_len = items, supervision, size, max_len
-        self.every = every
+        self.every, self.epochs = every, epochs
         self._histories = Histories(items, max_len)
         self.only_after, self.shown = only_after, shown
         rows = supervision.span_row.cpu().numpy()
@@ -44,7 +46,11 @@ class LabelledDraw:
         self._even = bool((weight == weight[0]).all())
         self._cumulative = (weight / weight.sum()).cumsum(0)
 
-    def draw(self, generator: torch.Generator) -> LabelledSamples:
+    def is_on(self, epoch: int, step: int) -> bool:
+        """Whether a step of an epoch (both from 0) has labelled samples."""
+        return step % self.every == 0 and (self.epochs == 0 or epoch < self.epochs)
+
+    def sample(self, generator: torch.Generator) -> LabelledSamples:
         """M samples with what each may see of its user's label."""
         labels = self.supervision
         if self._even:

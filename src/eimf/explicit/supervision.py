@@ -1,4 +1,4 @@
-"""Explicit interests as tensors beside the training data, with what each training step may see of them.
+"""Turns labels into tensors, and decides which of them a training step may use.
 
 A label was made from a history. At a training sample whose target is at flat position t:
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+import polars
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -29,7 +29,7 @@ class Matched(NamedTuple):
     """Labels that fit the training data, and why others do not."""
 
     rows: list[tuple[int, int, Label, np.ndarray]]
-    """Training user (row of the spans), his user_idx, the label, and the flat position of each item it saw."""
+    """Training user (row of the spans), the user_idx, the label, and the flat position of each item it saw."""
     dropped: dict[str, int]
     """Reason -> number of users."""
 
@@ -67,10 +67,10 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
         rows[label.user_id] = (place[user], user, label, where + start)
     dropped = Counter(why for user, why in reasons.items() if user not in rows)
     if not rows:
-        told = ", ".join(f"{count} {why}" for why, count in dropped.items())
+        reasons_found = ", ".join(f"{count} {why}" for why, count in dropped.items())
         raise LabelError(
             f"labels: none of {len(labels)} fits the training users of {prepared.folder.name} "
-            f"({told}); give labels of this data set and split."
+            f"({reasons_found}); give labels of this data set and split."
         )
     return Matched(list(rows.values()), dict(dropped))
 
@@ -105,7 +105,7 @@ class Supervision:
     """The user's row in the training spans."""
     user_idx: Int[Tensor, " N"]
     weight: Float[Tensor, " N"]
-    """How often a user is drawn: 1, or less where the words are a similar user's."""
+    """Sampling weight: 1 for the user's own label, the similarity (below 1) for a shared one."""
 
     def __len__(self) -> int:
         return len(self.span_row)
@@ -113,7 +113,7 @@ class Supervision:
     def to(self, device: torch.device) -> "Supervision":
         """The same on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items()}
-        if self.groups is self.items:  # as they mostly are, and with lent interests they are large
+        if self.groups is self.items:  # as they mostly are, and with propagated labels they are large
             moved["groups"] = moved["items"]
         return Supervision(**moved)
 
@@ -188,6 +188,6 @@ def build_supervision(
     )
 
 
-def names_of(labels: list[Label]) -> pl.Series:
+def names_of(labels: list[Label]) -> polars.Series:
     """All distinct interest names, sorted."""
-    return pl.Series("name", sorted({one.name for label in labels for one in label.interests}), dtype=pl.String)
+    return polars.Series("name", sorted({one.name for label in labels for one in label.interests}), dtype=polars.String)

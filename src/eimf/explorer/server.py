@@ -1,5 +1,6 @@
 """Serves the explorer: one page, its script and style, and three addresses that answer JSON."""
 
+import logging
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from starlette.routing import Route
 
 from eimf.core.errors import ConfigError, EimfError
 from eimf.explorer.view import Explorer
+
+log = logging.getLogger(__name__)
 
 Number = TypeVar("Number", int, float)
 
@@ -93,7 +96,7 @@ def _number(text: str, name: str, kind: Callable[[str], Number]) -> Number:
         raise ConfigError(f"{name}: must be a number, is {text[:40]!r}.") from None
 
 
-def serve(explorer: Explorer, host: str, port: int, say: Callable[[str], None], browser: bool = False) -> None:
+def serve(explorer: Explorer, host: str, port: int, browser: bool = False) -> None:
     """Serve until interrupted.
 
     Args:
@@ -113,9 +116,9 @@ def serve(explorer: Explorer, host: str, port: int, say: Callable[[str], None], 
             f"--host, --port: cannot listen on {host}:{port} ({error.strerror}); choose others."
         ) from None
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
-    say(f"explorer: {address} (Ctrl-C ends it)")
+    log.info(f"explorer: {address} (Ctrl-C ends it)")
     if host not in LOOPBACK:
-        say("  this is not the loopback address: whoever reaches this machine can read the users' histories")
+        log.warning("  this is not the loopback address: whoever reaches this machine can read the users' histories")
     if browser:
         webbrowser.open(address)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else ("*",)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import polars as pl
+import polars
 
 from eimf.core.errors import ArtifactError, ConfigError, DataError, LabelError
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
-from eimf.data.splits import split
+from eimf.data.splits import split_sequences
 from eimf.explicit.naming import behind_words
 from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
@@ -54,7 +54,7 @@ class Explorer:
     """Held-out users by index: part of the split, and place in the flat arrays where the targets begin."""
 
     @property
-    def items(self) -> pl.DataFrame:
+    def items(self) -> polars.DataFrame:
         """`item_idx, item_id, title, ...` of the catalogue."""
         return self.runs[0].model.items
 
@@ -97,8 +97,10 @@ class Explorer:
 
     def _items_like(self, text: str) -> list[dict[str, str]]:
         found = self.items.lazy().filter(
-            pl.all_horizontal(
-                (pl.col("title") + " " + pl.col("item_id")).str.to_lowercase().str.contains(word.lower(), literal=True)
+            polars.all_horizontal(
+                (polars.col("title") + " " + polars.col("item_id"))
+                .str.to_lowercase()
+                .str.contains(word.lower(), literal=True)
                 for word in text.split()
             )
         )
@@ -210,7 +212,7 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     if prepared.digest != digests[folders[0]]:
         missing = "No users to choose from: the prepared data are not those that the run was trained on."
         return Explorer(runs, missing=missing)
-    held = split(prepared.sequences, config.split)
+    held = split_sequences(prepared.sequences, config.split)
     parts = {
         int(user): (name, int(cut))
         for name, one in (("validation", held.validation), ("test", held.test))

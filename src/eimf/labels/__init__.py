@@ -1,1 +1,1 @@
-"""ESIM: the explicit semantic interest module. Used before and during training only, never at inference."""
+"""Explicit interests: typical users, prompts, LLM backends, and the cache of replies. Never used at inference."""

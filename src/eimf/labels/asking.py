@@ -1,4 +1,4 @@
-"""Asking an LLM for the interests of many users: at once, within limits, to be stopped and continued at will."""
+"""Asks an LLM about many users concurrently, within a rate limit; can be stopped and resumed."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from eimf.core.errors import LabelError
-from eimf.labels.backend import Backend, CallError, EndpointError, record_of
+from eimf.labels.backends.base import Backend, CallError, EndpointError, record_of
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import LabelRequest, Record, adopt, make_record, request_key
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import psutil
+
 from eimf.core.errors import LabelError
 from eimf.core.files import write_text_atomic
 from eimf.labels.jsonl import ImportReport, _describe, _imported, _read_lines, from_line, to_line
@@ -76,7 +78,7 @@ _PUT = (
 class LabelCache:
     """The SQLite file of replies. A context manager; to be used by one thread.
 
-    A key stands for a prompt, so users with the same titles share it: `labels` has one row a key and user.
+    Users with identical titles have the same prompt and key, so `labels` has one row per (key, user).
 
     Args:
         path: made if it does not exist.
@@ -110,8 +112,8 @@ class LabelCache:
     def _connect(self, read_only: bool) -> sqlite3.Connection:
         address = self.path.absolute().as_uri()
         if read_only:
-            # WAL needs a writable folder even to read, but not where somebody has it open, or had when he died: then
-            # the newest replies are in a file beside it, which `immutable` would not look at.
+            # SQLite needs a writable folder to read a WAL database, unless its -wal file exists (another process has it
+            # open, or crashed). `immutable=1` would ignore that file, and the newest replies in it.
             beside = self.path.with_name(f"{self.path.name}-wal")
             alone = not os.access(self.path.parent, os.W_OK) and not (beside.is_file() and beside.stat().st_size)
             address += "?mode=ro&immutable=1" if alone else "?mode=ro"
@@ -373,24 +375,12 @@ def _marks(values: Sequence[Any]) -> str:
 def _process_start(pid: int) -> str:
     """When a process started, empty if it is dead: process ids are used again."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    except OSError:
-        return "alive"
-    else:
-        state, *rest = stat.rpartition(")")[2].split()
-        return "" if state in "ZX" else rest[18]  # field 22, starttime
-    if os.name == "nt":
-        return "alive"  # there os.kill would end it; the lease decides
-    try:
-        os.kill(pid, 0)  # other systems without /proc
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
+    except psutil.NoSuchProcess:
         return ""
-    except OSError:
-        pass
-    return "alive"
+    except psutil.Error:
+        return "alive"  # not ours to look at; the lease decides
 
 
 def _name(error: sqlite3.Error) -> str:

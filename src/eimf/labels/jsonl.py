@@ -1,4 +1,4 @@
-"""TODO"""
+"""The exchange format of labels: JSON lines."""
 
 import hashlib
 import json

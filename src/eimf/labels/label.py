@@ -1,4 +1,4 @@
-"""TODO"""
+"""Labels and the replies they come from: plain records."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -115,7 +115,7 @@ def newest_labels(labels: Iterable[Label]) -> list[Label]:
 
 
 def adopt(record: Record, request: LabelRequest) -> Record:
-    """The same reply for another user whose prompt is the same; it cost nothing."""
+    """Copy a reply to another user with the same prompt, at zero cost."""
     shown = {"user_id": request.user_id, "history": request.history, "history_sha": sha256_json(request.history)}
     return replace(record, **shown, tokens_in=0, tokens_out=0, seconds=0.0)
 

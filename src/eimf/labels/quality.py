@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+import polars
 
 from eimf.data.text import encode_items, encode_texts
 from eimf.labels.label import Label
@@ -69,7 +69,7 @@ def assess(
     )
 
 
-def assess_items(labels: Sequence[Label], items: pl.DataFrame, encoder: str, root: str | Path) -> Quality:
+def assess_items(labels: Sequence[Label], items: polars.DataFrame, encoder: str, root: str | Path) -> Quality:
     """`assess`, with the vectors of a text encoder.
 
     Raises:

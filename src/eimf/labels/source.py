@@ -1,7 +1,7 @@
 """Where labels are read from: a label cache, or JSON lines."""
 
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from eimf.config.load import find_experiment
@@ -10,6 +10,8 @@ from eimf.core.errors import LabelError
 from eimf.labels.cache import LabelCache
 from eimf.labels.jsonl import _read_lines, from_line
 from eimf.labels.label import Label
+
+log = logging.getLogger(__name__)
 
 
 def has_label(path: Path) -> bool:
@@ -22,11 +24,8 @@ def has_label(path: Path) -> bool:
         return cache.counts().get("ok", 0) > 0
 
 
-def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> list[Label]:
+def read_labels(path: str | os.PathLike[str]) -> list[Label]:
     """Labels of a cache or of JSON lines, oldest first. A user may have several, see `newest_labels`.
-
-    Args:
-        say: told of lines that are no labels and were left out.
 
     Raises:
         LabelError: missing, unreadable, or without a single label.
@@ -50,8 +49,8 @@ def read_labels(path: str | os.PathLike[str], say: Callable[[str], None] | None 
         labels.append(label)
     if not labels:
         raise LabelError(f"{path}: holds no usable label{example}; it must be a label cache or JSON lines.")
-    if broken and say is not None:
-        say(f"{path}: {broken} lines are no labels and were left out{example}")
+    if broken:
+        log.warning(f"{path}: {broken} lines are no labels and were left out{example}")
     return labels
 
 

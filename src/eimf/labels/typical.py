@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
-import polars as pl
+import polars
 import torch
 import torch.nn.functional as F
 
@@ -19,9 +19,9 @@ from eimf.labels.prompts import build_prompt
 
 
 class Typical(NamedTuple):
-    """Chosen users, best first within a cluster (contract [C])."""
+    """Chosen users, best first within a cluster."""
 
-    users: pl.DataFrame
+    users: polars.DataFrame
     """`user_idx: i32, cluster: i32, distance: f32, cluster_size: i32`"""
     coverage: float
     """Mean cosine distance from a training user to the nearest chosen one."""
@@ -105,7 +105,7 @@ def choose_typical(
         chosen = np.sort(np.random.default_rng(seed).choice(eligible, budget, replace=False))
     else:
         chosen = eligible[np.argsort(-lengths[eligible], kind="stable")[:budget]]
-    users = pl.DataFrame(
+    users = polars.DataFrame(
         {
             "user_idx": spans.user_idx[chosen].astype(np.int32),
             "cluster": cluster[chosen].astype(np.int32),
@@ -158,7 +158,7 @@ def ask_about(prepared: Prepared, spans: Spans, users: Sequence[int], max_items:
     requests = []
     for user in users:
         start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
-        shown = pl.Series((prepared.sequences.items[max(start, end - max_items) : end] - 1).astype(np.int64))
+        shown = polars.Series((prepared.sequences.items[max(start, end - max_items) : end] - 1).astype(np.int64))
         prompt = build_prompt(titles[shown].to_list(), max_items)
         requests.append(LabelRequest(prepared.user_ids[user], tuple(ids[shown].to_list()), prompt))
     return requests

@@ -1,4 +1,8 @@
-"""TODO"""
+"""Losses as plain functions of scores.
+
+Shapes: B samples, K interests, L positions, D dimensions, I items, N negatives. Every loss is the mean over the
+batch, in nats.
+"""
 
 import torch
 import torch.nn.functional as F

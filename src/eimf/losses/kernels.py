@@ -1,10 +1,19 @@
-"""TODO"""
+"""Fused losses: scores, loss and gradients in one pass, a few rows of scores at a time.
+
+Shapes: B samples, R rows of a chunk, D dimensions, I items, N negatives.
+"""
 
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+CHUNK_BYTES = 4 * 2**20
+"""Memory limit of one chunk of scores (never less than `LEAST_ROWS` rows). Fastest when a chunk fits the CPU cache."""
+LEAST_ROWS = 64
+"""Fewest rows of scores at a time: matrix products of fewer rows are several times slower, which costs more than a full
+cache saves."""
 
 
 def _product_type(user: Float[Tensor, "B D"]) -> torch.dtype:
@@ -48,7 +57,7 @@ class _FullSoftmax(torch.autograd.Function):
                 loss += (total.log() + top - chosen).sum()
                 if grad_user is None or grad_items is None:
                     continue
-                # Dividing the narrow sides by the sum is the same as dividing the wide matrix.
+                # Normalise the [R, D] factors instead of the [R, I] matrix: same result, less work.
                 grad_user[start : start + rows] = (mass @ low_items).float() / total
                 narrow = (chunk / total).to(dtype)
                 if dtype == torch.float32:
@@ -71,23 +80,41 @@ def full_softmax(
     user: Float[Tensor, "B D"],
     items: Float[Tensor, "I_plus_1 D"],
     target: Int[Tensor, " B"],
-    max_bytes: int = 4 * 2**20,
+    max_bytes: int = CHUNK_BYTES,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
 
     Args:
-        max_bytes: most memory that scores take at a time, but at least `LEAST_ROWS` rows of them.
+        max_bytes: memory limit of one chunk of scores, but at least `LEAST_ROWS` rows of them.
     """
     return _FullSoftmax.apply(user, items, target, _rows_at_once(max_bytes, len(items)))  # pyright: ignore[reportReturnType]
-
-
-LEAST_ROWS = 64
-"""Of scores at a time: matrix products of fewer rows are several times slower, which costs more than a full cache."""
 
 
 def _rows_at_once(max_bytes: int, width: int) -> int:
     """How many rows of `width` float32 scores are made at a time."""
     return max(LEAST_ROWS, max_bytes // (4 * width))
+
+
+def fused_loss(
+    user: Float[Tensor, "B D"],
+    truth: Float[Tensor, "B D"],
+    negative: Float[Tensor, "N D"],
+    target: Int[Tensor, " B"],
+    negatives: Int[Tensor, " N"],
+    log_q: Float[Tensor, " I_plus_1"] | None = None,
+    beta: float | None = None,
+) -> Float[Tensor, ""]:
+    """`eimf.losses.functions.sampled_softmax`, or `interest_hard_negatives` if `beta` is given, from vectors.
+
+    Args:
+        user: read-out vectors.
+        truth, negative: vectors of the targets and of the sampled items.
+        target, negatives: their ids.
+        log_q: log sampling probability of every item; None skips the correction.
+        beta: concentration of REMI's hard negatives.
+    """
+    rows = _rows_at_once(CHUNK_BYTES, len(negatives))
+    return _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)  # pyright: ignore[reportReturnType]
 
 
 class _Sampled(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import polars as pl
+import polars
 
 from eimf.core.errors import ArtifactError
 from eimf.core.files import write_text_atomic
@@ -26,7 +26,7 @@ def build_report(folder: Path, to: Path | None = None) -> Path:
             page = render(folder.resolve().name, describe_suite(folder, to))
         else:
             page = render("/".join(folder.resolve().parts[-2:]), describe_run(folder))
-    except (json.JSONDecodeError, OSError, pl.exceptions.PolarsError) as error:
+    except (json.JSONDecodeError, OSError, polars.exceptions.PolarsError) as error:
         raise ArtifactError(f"{folder}: is damaged ({type(error).__name__}: {str(error)[:120]}); run again.") from None
     write_text_atomic(to, page)
     return to

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import polars
 import torch
 
 from eimf.config.load import load
@@ -26,6 +26,7 @@ from eimf.runs.curves import read_curves
 from eimf.runs.folder import read_results
 from eimf.serving.recommender import Recommender
 from eimf.serving.recommender import load as load_model
+from eimf.training.build import build_data
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import group_held_out
 
@@ -39,7 +40,7 @@ def describe_run(folder: Path) -> list[Section]:
     prepared = prepare(config.dataset, config.data.root, digest=results["data_digest"])
     if prepared.digest != results["data_digest"]:
         raise ArtifactError(f"{folder}: was made from data {results['data_digest'][:12]}, not {prepared.digest[:12]}.")
-    data = InteractionData(prepared, config)
+    data = build_data(config, prepared, labelled=False)
     held = data.split.test if part == "test" else data.split.validation
     shown = next(name for name in results[part] if name.startswith("recall@"))
     summary = results[part]
@@ -58,13 +59,13 @@ def describe_run(folder: Path) -> list[Section]:
     sections = [Section("Result", (answer,), head, rows)]
     sections.append(Section("Learning curves", charts=_curves(folder)))
     name, k = shown.split("@")
-    values = pl.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
-    groups = group_held_out(data, part, lambda _: None)
+    values = polars.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
+    groups = group_held_out(config, data, part)
     table = (
-        groups.join(values.with_columns(pl.col("user_idx").cast(pl.Int32)), on="user_idx")
+        groups.join(values.with_columns(polars.col("user_idx").cast(polars.Int32)), on="user_idx")
         .group_by("group", "level")
-        .agg(pl.len().alias("users"), pl.col("value").mean(), pl.col("value").std().alias("spread"))
-        .sort("group", pl.col("level").map_elements(place_of_level, pl.Int64))
+        .agg(polars.len().alias("users"), polars.col("value").mean(), polars.col("value").std().alias("spread"))
+        .sort("group", polars.col("level").map_elements(place_of_level, polars.Int64))
     )
     sections.append(_groups(table, shown, summary[shown]))
     curve = results.get("trade_off", {}).get(part, [])
@@ -74,7 +75,7 @@ def describe_run(folder: Path) -> list[Section]:
     if used:
         text = (
             "interest_cosine: how alike a user's interest vectors are (1: all the same). interests_used: how many of "
-            "them, in effect, fill his list. hit_share: which interest brought the hits."
+            "them, in effect, fill the list. hit_share: which interest brought the hits."
         )
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
     sections += _label_quality(config, prepared)
@@ -88,7 +89,7 @@ def describe_run(folder: Path) -> list[Section]:
     return [*sections, Section("Repeat it", code=code)]
 
 
-def _groups(table: pl.DataFrame, shown: str, mean: float) -> Section:
+def _groups(table: polars.DataFrame, shown: str, mean: float) -> Section:
     """The metric by level of each group, with normal 95% intervals of the mean."""
     rows = tuple((g, level, users, number(value)) for g, level, users, value, _ in table.iter_rows())
     bars = []

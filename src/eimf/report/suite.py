@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import polars as pl
+import polars
 
 from eimf.config.load import load
 from eimf.evaluation.groups import POPULARITY
@@ -77,7 +77,7 @@ def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
     path = folder / "comparison" / "groups.csv"
     if not path.is_file():
         return []
-    table = pl.read_csv(path)
+    table = polars.read_csv(path)
     rows = tuple(
         (
             one["group"],

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Run folders: their files, where results come from, and mirroring to W&B."""

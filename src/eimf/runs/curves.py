@@ -1,4 +1,4 @@
-"""TODO"""
+"""Reads `metrics.csv`, the curves of a run."""
 
 import csv
 from pathlib import Path

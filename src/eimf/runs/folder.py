@@ -11,7 +11,7 @@ from eimf.backbones import BACKBONES, Backbone
 from eimf.config.load import from_dict
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
-from eimf.core.files import sha256_file, write_json_atomic
+from eimf.core.files import make_folder, sha256_file, write_json_atomic
 from eimf.data.prepared import Prepared
 from eimf.evaluation.retrieval import ItemIndex
 
@@ -24,7 +24,9 @@ RUN, RESULTS = "run.json", "results.json"
 INDEX, INDEX_ABOUT = "index.faiss", "index.json"
 
 
-CHECKPOINT_KEY = "eimf"
+LOCK = ".lock"
+"""Held by the process that trains the run."""
+ORIGIN = "eimf"
 """Where a checkpoint keeps the configuration, digests and version."""
 
 
@@ -64,9 +66,9 @@ def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone
     Raises:
         ArtifactError: the weights do not fit the configuration.
     """
-    origin, prefix = checkpoint[CHECKPOINT_KEY], "backbone."
+    origin, prefix = checkpoint[ORIGIN], "backbone."
     config = from_dict(origin["config"])
-    backbone = BACKBONES[config.backbone.name].build(config.backbone, origin["n_items"], config.data.max_len)
+    backbone: Backbone = BACKBONES[config.backbone.name](origin["n_items"], config.data.max_len, config.backbone)
     weights = checkpoint["state_dict"].items()
     state = {name.removeprefix(prefix): value for name, value in weights if name.startswith(prefix)}
     try:
@@ -92,7 +94,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+    if not isinstance(checkpoint, dict) or ORIGIN not in checkpoint:
         raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
     return checkpoint
 
@@ -103,7 +105,7 @@ def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> 
     Raises:
         ArtifactError: names both digests.
     """
-    wanted = checkpoint[CHECKPOINT_KEY]["data_digest"]
+    wanted = checkpoint[ORIGIN]["data_digest"]
     if wanted != prepared.digest:
         raise ArtifactError(
             f"{folder}: was trained on data {wanted[:12]}, {prepared.folder} holds {prepared.digest[:12]}. Restore the "
@@ -111,19 +113,19 @@ def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> 
         )
 
 
-def save_index(folder: Path, vectors: np.ndarray, options: dict[str, Any]) -> ItemIndex:
+def save_index(folder: Path, vectors: np.ndarray, kind: str, search: int = 0) -> ItemIndex:
     """Build an index of item vectors [I + 1, D] and keep it in a run folder, for serving.
 
     Args:
-        options: of `eimf.retrieval.ItemIndex`.
+        kind, search: see `eimf.evaluation.retrieval.ItemIndex`.
 
     Raises:
         ArtifactError: the disk refuses.
     """
     remove_index(folder)
-    index = ItemIndex(vectors, **options)
+    index = ItemIndex(vectors, kind, search=search)
     index.save(folder / INDEX)
-    write_json_atomic(folder / INDEX_ABOUT, {"checkpoint": sha256_file(folder / BEST), "options": options})
+    write_json_atomic(folder / INDEX_ABOUT, {"checkpoint": sha256_file(folder / BEST), "kind": kind, "search": search})
     return index
 
 
@@ -148,3 +150,32 @@ def remove_index(folder: Path) -> None:
     """Remove a kept index: training is about to change what it was made of."""
     for name in (INDEX_ABOUT, INDEX):
         (folder / name).unlink(missing_ok=True)
+
+
+def make_run_folder(parent: Path, make: bool = True) -> Path:
+    """Make `<parent>/version_n` with the next free n; two runs that start together get different ones.
+
+    Args:
+        make: false for processes other than the first, which learn the folder from Lightning; they get `parent`.
+
+    Raises:
+        ArtifactError: the folder cannot be made.
+    """
+    if not make:
+        return parent
+    make_folder(parent)
+    number = max((number for number, _ in versions(parent)), default=-1) + 1
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ArtifactError(f"{folder}: this folder cannot be made ({error.strerror}).") from None
+
+
+def versions(parent: Path) -> list[tuple[int, Path]]:
+    """Number and folder of the runs of an experiment, in the order of their numbers."""
+    return sorted((int(path.name[8:]), path) for path in parent.glob("version_*") if path.name[8:].isdigit())

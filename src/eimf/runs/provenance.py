@@ -1,5 +1,6 @@
 """Where a result comes from: configuration, data, labels, code, machine; and the key that equal runs share."""
 
+import ast
 import hashlib
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from eimf import __version__
+from eimf.config.components import BACKBONES, LOSSES, METRICS, SOURCES, TASKS
 from eimf.config.load import to_dict
 from eimf.config.schema import Config
 from eimf.core.files import sha256_json
@@ -20,16 +22,10 @@ from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
 
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-NOT_COMPUTING = (
-    *("cli.py", "label_cli.py", "compare.py", "significance.py", "suite.py", "suite_cli.py", "tracking.py"),
-    *("sweep.py", "sweep_cli.py", "trials.py", "naming.py", "recommender.py", "data/shop.py"),
-)
-
-
-NOT_COMPUTING_FOLDERS = ("report/", "explorer/")
-"""Modules that only plan, show or compare runs: a change in them makes no result out of date."""
+COMPUTING = ("eimf.training.module", "eimf.training.datamodule", "eimf.training.build")
+"""What computes a run. With these, all modules that they import take part in a run's numbers."""
+SETTINGS = ("eimf.config", "eimf.core")
+"""Packages that hold settings, which count by their values, and files, which compute nothing."""
 
 
 def run_key(config: Config, data_digest: str, label_digest: str) -> str:
@@ -41,12 +37,9 @@ def run_key(config: Config, data_digest: str, label_digest: str) -> str:
     values = to_dict(config)
     for section, name in (
         *(("trainer", "progress"), ("data", "root"), ("eimf", "labels"), ("eval", "rankings")),
-        ("optim", "dense_limit"),
+        *(("optim", "dense_limit"), ("dataset", "urls"), ("dataset", "sha256")),
     ):
         del values[section][name]
-    if config.eval.index == "flat":
-        values["eval"] = {name: one for name, one in values["eval"].items() if name not in config.eval.index_options}
-        values["eval"]["index"] = "flat"
     del values["logger"], values["experiment"], values["llm"]
     if not config.eimf.enabled:
         del values["eimf"], values["typical"]
@@ -55,13 +48,73 @@ def run_key(config: Config, data_digest: str, label_digest: str) -> str:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 of the package's sources that take part in a run."""
+    """SHA-256 of the code that computes a run: of its syntax trees, without docstrings and messages.
+
+    The modules are found by following imports from `COMPUTING`, and from all components that a configuration can name.
+    A comment, a docstring, the text of an error or of a log line changes nothing.
+    """
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if name not in NOT_COMPUTING and not name.startswith(NOT_COMPUTING_FOLDERS):
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for name in sorted(computing_modules()):
+        path = _path_of(name)
+        assert path is not None
+        tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8")))
+        digest.update(name.encode() + b"\0" + ast.dump(tree).encode() + b"\0")
     return digest.hexdigest()
+
+
+def computing_modules() -> set[str]:
+    """Names of the package's modules that take part in computing a run."""
+    components = [path for one in (BACKBONES, LOSSES, METRICS, SOURCES, TASKS) for path in one.known.values()]
+    waiting = [*COMPUTING, *(path.partition(":")[0] for path in components)]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        path = _path_of(name)
+        if path is None or name in found or name.startswith(SETTINGS):
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+    return found
+
+
+def _path_of(module: str) -> Path | None:
+    """The file of one of the package's modules."""
+    first, *rest = module.split(".")
+    if first != PACKAGE.name:
+        return None
+    place = PACKAGE.joinpath(*rest)
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops what computes nothing: texts that stand alone, arguments of errors, log lines, imports."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        if isinstance(node.value, ast.Constant):
+            return None
+        if isinstance(node.value, ast.Call):
+            function = node.value.func
+            if (
+                isinstance(function, ast.Attribute)
+                and isinstance(function.value, ast.Name)
+                and function.value.id == "log"
+            ):
+                return None
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return ast.Raise(exc=kind, cause=None)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
 
 
 def label_digest(config: Config) -> str:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Serving a trained run: behaviour in, ranked items out."""

@@ -14,15 +14,18 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-import polars as pl
+import numpy as np
+import polars
 import torch
+from jaxtyping import Float
 
 from eimf.backbones import Backbone, Interests
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, DataError
+from eimf.data.batch import Ragged
 from eimf.data.prepared import leaf_categories
 from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.runs.folder import CHECKPOINT_KEY, open_index, read_checkpoint, restore_backbone
+from eimf.runs.folder import ORIGIN, open_index, read_checkpoint, restore_backbone
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -40,7 +43,7 @@ class Recommendation(NamedTuple):
 class Recommender:
     """A trained backbone with its catalogue and a retrieval index. Safe to share between threads for reading."""
 
-    def __init__(self, backbone: Backbone, config: Config, items: pl.DataFrame, index: ItemIndex) -> None:
+    def __init__(self, backbone: Backbone, config: Config, items: polars.DataFrame, index: ItemIndex) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
         self._titles = ["", *items["title"]]
@@ -63,12 +66,36 @@ class Recommender:
         return item_id in self._number
 
     def interests(self, history: Sequence[str]) -> torch.Tensor:
-        """Interest vectors [K, D] of a history of item ids, oldest first.
+        """Interest vectors [K, D] of a history of item ids, oldest first; see `encode` for many.
 
         Raises:
             DataError: the history is empty or has an unknown item.
         """
         return self._extract(history).vectors[0].float()
+
+    def item_vectors(self) -> Float[np.ndarray, "I D"]:
+        """Vectors of all items, in the order of `items`."""
+        with torch.inference_mode():
+            return self.backbone.item_vectors().float().numpy()[1:]
+
+    def encode(self, histories: Sequence[Sequence[str]], batch_size: int = 1024) -> Float[np.ndarray, "U K D"]:
+        """Interest vectors of many histories of item ids, each oldest first.
+
+        Raises:
+            DataError: a history is empty or has an unknown item.
+        """
+        if isinstance(histories, str) or any(isinstance(one, str) for one in histories):
+            raise DataError("histories: must be a list of lists of item ids, such as [['P1', 'P2'], ['P3']].")
+        length = self.config.data.max_len
+        rows = [self._numbers(one)[-length:] for one in histories]
+        padded = torch.zeros(len(rows), length, dtype=torch.long)
+        for row, numbers in enumerate(rows):
+            padded[row, length - len(numbers) :] = torch.tensor(numbers)
+        with torch.inference_mode():
+            parts = [self.backbone(part).vectors.float() for part in padded.split(batch_size)]
+        if not parts:
+            return np.zeros((0, self.n_interests, self.backbone.embed_dim), np.float32)
+        return torch.cat(parts).numpy()
 
     def attended(self, history: Sequence[str]) -> list[int | None]:
         """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
@@ -85,7 +112,17 @@ class Recommender:
         return unseen + [0 if found.vectors.shape[1] == 1 else None] * seen
 
     def _extract(self, history: Sequence[str]) -> Interests:
-        if not history:
+        numbers = torch.tensor([self._numbers(history)])
+        with torch.inference_mode():
+            return self.backbone(numbers[:, -self.config.data.max_len :])
+
+    def _numbers(self, history: Sequence[str]) -> list[int]:
+        """Numbers of the items of a history."""
+        if isinstance(history, str):
+            raise DataError(
+                f"history: must be a list of item ids, oldest first, is the text {history!r}; give [{history!r}]."
+            )
+        if len(history) == 0:
             raise DataError("history: is empty; give at least one item id, oldest first.")
         unknown = [item for item in history if item not in self._number]
         if unknown:
@@ -94,9 +131,7 @@ class Recommender:
                 f"history: {', '.join(map(repr, unknown[:5]))} not in the catalogue of {len(self.items)} items that "
                 f"the model was trained on (its ids look like {known}); leave unknown items out."
             )
-        numbers = torch.tensor([[self._number[item] for item in history]])
-        with torch.inference_mode():
-            return self.backbone(numbers[:, -self.config.data.max_len :])
+        return [self._number[item] for item in history]
 
     def recommend(
         self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True, diversity: float = 0.0
@@ -127,15 +162,16 @@ class Recommender:
             DataError: the history is empty or has an unknown item.
         """
         vectors = self.interests(history)[:, None]  # every interest as a user of its own
-        seen = self._seen(history).expand(len(vectors), -1) if filter_seen else None
+        seen = self._seen(history, len(vectors)) if filter_seen else None
         found = retrieve(self.index, vectors, n, seen)
         return [
             self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
             for k in range(len(vectors))
         ]
 
-    def _seen(self, history: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[self._number[item] for item in history]])
+    def _seen(self, history: Sequence[str], rows: int = 1) -> Ragged:
+        """The items of a history, for each of so many rows."""
+        return Ragged.of([[self._number[item] for item in history]] * rows)
 
     def _named(self, items: torch.Tensor, scores: torch.Tensor, interest: torch.Tensor) -> list[Recommendation]:
         rows = zip(items.tolist(), scores.tolist(), interest.tolist(), strict=True)
@@ -152,10 +188,10 @@ def load(run: str | PathLike[str]) -> Recommender:
     """
     folder = Path(run)
     checkpoint = read_checkpoint(folder)
-    origin = checkpoint[CHECKPOINT_KEY]
+    origin = checkpoint[ORIGIN]
     if not (folder / "items.parquet").is_file():
         raise ArtifactError(f"{folder}: no items.parquet; give the whole folder of a run.")
-    items = pl.read_parquet(folder / "items.parquet")
+    items = polars.read_parquet(folder / "items.parquet")
     if len(items) != origin["n_items"]:
         raise ArtifactError(
             f"{folder}/items.parquet: has {len(items)} items, the checkpoint {origin['n_items']}; they are of "

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Studies of several runs: suites, comparisons and sweeps."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+import polars
 from jaxtyping import Float
 
 from eimf.core.errors import ArtifactError
@@ -64,15 +64,15 @@ class Comparison:
         return sorted(self.cells, key=lambda variant: -self.cells[variant][metric].mean)
 
 
-def read_users(folder: Path, part: str) -> dict[str, pl.Series]:
+def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
     """Per-user values of a run by metric key, in the order of user_idx, and `user_idx` itself.
 
     Raises:
         ArtifactError: the run has no metrics of that part.
     """
     try:
-        frame = pl.read_parquet(folder / "metrics.parquet").filter(part=part)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        frame = polars.read_parquet(folder / "metrics.parquet").filter(part=part)
+    except (OSError, polars.exceptions.PolarsError) as error:
         raise ArtifactError(f"{folder}/metrics.parquet: cannot be read ({error}); run it again.") from None
     if frame.is_empty():
         raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
@@ -124,7 +124,7 @@ def compare(
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
 
 
-Users = dict[str, dict[int, dict[str, pl.Series]]]
+Users = dict[str, dict[int, dict[str, polars.Series]]]
 """Variant -> seed -> what `read_users` gives."""
 
 
@@ -171,7 +171,7 @@ def compare_groups(
     runs: Mapping[str, Mapping[int, Path]],
     baseline: str,
     metric: str,
-    groups: pl.DataFrame,
+    groups: polars.DataFrame,
     part: str = "test",
     resamples: int = 10_000,
 ) -> list[GroupLift]:
@@ -186,7 +186,7 @@ def compare_groups(
     users = _read_all(runs, baseline, part)
     order = next(iter(users[baseline].values()))["user_idx"]
     lifts = []
-    groups = groups.sort("group", pl.col("level").map_elements(place_of_level, pl.Int64), maintain_order=True)
+    groups = groups.sort("group", polars.col("level").map_elements(place_of_level, polars.Int64), maintain_order=True)
     for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
         inside = order.is_in(members["user_idx"].implode()).to_numpy()
         if not inside.any():

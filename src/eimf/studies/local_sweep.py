@@ -7,31 +7,33 @@ from these files and from the runs' checkpoints.
 import contextlib
 import csv
 import json
+import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from eimf.core.errors import ConfigError
-from eimf.core.files import lock, sha256_json, write_json_atomic
+from eimf.core.files import lock, make_folder, sha256_json, write_json_atomic
 from eimf.runs.curves import read_curves
+from eimf.runs.folder import versions
 from eimf.studies.sweep import Parameter, Sweep, arguments_of
+
+log = logging.getLogger(__name__)
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 POLL_S, PATIENCE_S = 0.3, 20.0
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class LocalSweep:
         ConfigError: the folder holds trials of another sweep.
     """
 
-    def __init__(self, sweep: Sweep, seed: int = 0, say: Say = print) -> None:
-        self.sweep, self.seed, self.say = sweep, seed, say
+    def __init__(self, sweep: Sweep, seed: int = 0) -> None:
+        self.sweep, self.seed = sweep, seed
         self.folder = Path(sweep.config.logger.root) / f"sweep-{sweep.name}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         given = {key: value for key, value in sweep.raw.items() if key in ("method", "metric", "parameters")}
         about = sha256_json({"sweep": given, "arguments": sweep.arguments, "seed": seed})
         file = self.folder / "sweep.json"
@@ -124,7 +126,6 @@ class LocalSweep:
                     _wait_or_kill(one.process)
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
-        (self.folder / ".lock").touch()
         return lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it.")
 
     def _start(self, number: int, goal: int, workers: int) -> _Active:
@@ -144,10 +145,10 @@ class LocalSweep:
                 [] if any(text.startswith("logger.wandb=") for text in sweep.arguments) else ["logger.wandb=disabled"]
             )
             arguments = [*sweep.arguments, *arguments_of(sweep.parameters, trial.values), *ours, *quiet]
-        with (home / "log.txt").open("a") as log:
+        with (home / "log.txt").open("a") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "eimf", "train", *arguments],
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches it through us
@@ -157,7 +158,7 @@ class LocalSweep:
         trial = replace(trial, state=RUNNING, reason="", pid=process.pid)
         self._keep(trial)
         verb = "continues" if arguments[0] == "--resume" else "starts"
-        self.say(f"[{number + 1}/{goal}] {verb}: {' '.join(arguments_of(sweep.parameters, trial.values))}")
+        log.info(f"[{number + 1}/{goal}] {verb}: {' '.join(arguments_of(sweep.parameters, trial.values))}")
         return _Active(trial, process)
 
     def _keep(self, trial: Trial) -> None:
@@ -191,7 +192,7 @@ class LocalSweep:
         )
         self._keep(trial)
         value = "nothing" if trial.objective is None else f"{self.sweep.metric} {trial.objective:.4f}"
-        self.say(f"trial {trial.number} {state}: {value}" + (f"; it said: {trial.reason}" if trial.reason else ""))
+        log.info(f"trial {trial.number} {state}: {value}" + (f"; it said: {trial.reason}" if trial.reason else ""))
         return True
 
     def _falls_behind(self, one: _Active, active: Sequence[_Active]) -> bool:
@@ -288,8 +289,7 @@ def read_curve(folder: Path | None, metric: str) -> tuple[list[float], float]:
 
 
 def _last_run(home: Path) -> Path | None:
-    runs = [path for path in home.glob("version_*") if path.name[8:].isdigit()]
-    return max(runs, key=lambda path: int(path.name[8:]), default=None)
+    return next((path for _, path in reversed(versions(home))), None)
 
 
 def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
@@ -302,10 +302,8 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
 
 def _end_orphan(trial: Trial) -> None:
     """End a run whose sweep was killed without it: two processes must not write one folder."""
-    try:
-        command = Path(f"/proc/{trial.pid}/cmdline").read_bytes().decode(errors="replace")
-        if trial.pid and f"trial-{trial.number:04d}" in command:  # the number may be another process's by now
-            os.kill(trial.pid, signal.SIGKILL)
-            time.sleep(0.5)
-    except OSError:
-        pass  # gone, or no /proc here
+    with contextlib.suppress(psutil.Error):  # it is gone, or another user's
+        process = psutil.Process(trial.pid) if trial.pid else None
+        if process is not None and f"trial-{trial.number:04d}" in " ".join(process.cmdline()):
+            process.kill()  # the number may be another process's by now, hence the look at its command
+            process.wait(PATIENCE_S)

@@ -4,11 +4,12 @@ A run that exists already, with equal configuration, data, labels and code, is u
 is continued. So a suite can be stopped at any time, and grow by variants or seeds, at no cost.
 """
 
+import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,14 @@ from typing import Any, NamedTuple
 from eimf.config.load import find_experiment, load, load_for, merge, named, read_yaml, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
-from eimf.core.files import is_locked, write_text_atomic
+from eimf.core.files import is_locked, make_folder, write_text_atomic
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.labels.source import label_source
-from eimf.runs.folder import LAST, RESULTS, RUN, read_run
+from eimf.runs.folder import LAST, LOCK, RESULTS, RUN, read_run
 from eimf.runs.provenance import code_digest, label_digest, run_key
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
@@ -181,7 +182,7 @@ def _seeds(value: Any, overrides: Sequence[str], path: str | os.PathLike[str]) -
     return tuple(value)
 
 
-def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned]:
+def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
     """Find out which of a suite's runs exist, seed by seed, so that the first full row of a table comes early.
 
     Args:
@@ -195,7 +196,7 @@ def plan(suite: Suite, any_code: bool = False, say: Say = print) -> list[Planned
         for variant, configs in suite.variants.items():
             config = configs[index]
             if prepared is None:
-                prepared = prepare(config.dataset, config.data.root, say)
+                prepared = prepare(config.dataset, config.data.root)
             if config.eimf.enabled and label_source(config) not in labels:
                 labels[label_source(config)] = label_digest(config)
             digest = labels[label_source(config)] if config.eimf.enabled else ""
@@ -223,7 +224,7 @@ def find_runs(root: Path) -> list[Found]:
             made_here = said["code"] == code_digest()
             # An older run does not know today's newer settings: it has them at their defaults.
             key = said["key"] if made_here else _key_today(folder, said)
-            state = FINISHED if finished else RUNNING if is_locked(folder / "config.yaml") else RESUMABLE
+            state = FINISHED if finished else RUNNING if is_locked(folder / LOCK) else RESUMABLE
             runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not ours, or half written: then the run is made again
@@ -237,14 +238,14 @@ def _key_today(folder: Path, said: Mapping[str, Any]) -> str:
         return said["key"]
 
 
-def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> list[str]:
+def run_suite(planned: Sequence[Planned], folder: Path) -> list[str]:
     """Make the runs that are not finished, each in a process of its own; returns the titles of those that failed."""
     left = [one for one in planned if one.state not in (FINISHED, RUNNING)]
     logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    make_folder(logs)
     failed, spent = [], []
     for number, one in enumerate(left, start=1):
-        log = logs / f"{one.config.experiment}.log"
+        output = logs / f"{one.config.experiment}.log"
         if one.found is not None:
             arguments = ["--resume", str(one.found.folder)]
         else:
@@ -252,9 +253,9 @@ def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> lis
             quiet = replace(one.config, trainer=replace(one.config.trainer, progress=False))
             write_text_atomic(file, to_yaml(quiet))
             arguments = [str(file)]
-        say(f"[{number}/{len(left)}] {one.title} ({log})")
+        log.info(f"[{number}/{len(left)}] {one.title} ({output})")
         started = time.monotonic()
-        with log.open("w") as out:
+        with output.open("w") as out:
             command = [sys.executable, "-m", "eimf", "train", *arguments]
             status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
         if status == 130:
@@ -262,10 +263,10 @@ def run_suite(planned: Sequence[Planned], folder: Path, say: Say = print) -> lis
         spent.append(time.monotonic() - started)
         if status != 0:
             failed.append(one.title)
-            said = log.read_text().strip().splitlines() or ["nothing was said"]
-            say(f"    failed: {said[-1]}")
+            said = output.read_text().strip().splitlines() or ["nothing was said"]
+            log.info(f"    failed: {said[-1]}")
         remaining = sum(spent) / len(spent) * (len(left) - number)
-        say(f"    {spent[-1] / 60:.1f} min" + (f"; about {remaining / 60:.0f} min left" if remaining else ""))
+        log.info(f"    {spent[-1] / 60:.1f} min" + (f"; about {remaining / 60:.0f} min left" if remaining else ""))
     return failed
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+import polars
 from rich.table import Table
 from rich.text import Text
 
@@ -125,7 +125,7 @@ def to_csv(found: Comparison) -> str:
         for variant, cells in found.cells.items()
         for metric, cell in cells.items()
     ]
-    return pl.DataFrame(rows).fill_nan(None).write_csv()
+    return polars.DataFrame(rows).fill_nan(None).write_csv()
 
 
 def write_comparison(found: Comparison, folder: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tests that everybody can run: the contract of backbones."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: the LightningModule and LightningDataModule, and whole runs."""

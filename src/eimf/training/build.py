@@ -1,100 +1,106 @@
-"""TODO"""
+"""Makes the model, the data module and the Trainer of a configuration."""
 
 import logging
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-import faiss
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning.accelerators import CUDAAccelerator
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from eimf import __version__
-from eimf.backbones import BACKBONES, Backbone
-from eimf.config.load import to_dict
+from eimf.backbones import Backbone
+from eimf.config.components import BACKBONES, LOSSES
 from eimf.config.schema import Config, TrainerConfig
 from eimf.core.errors import ConfigError
 from eimf.data.prepared import Prepared
 from eimf.data.text import encode_items, principal_components
-from eimf.evaluation.evaluator import RetrievalEval
-from eimf.explicit.controls import shuffled_items
-from eimf.explicit.head import ExplicitInterests
-from eimf.explicit.item_interests import ItemInterests, describe_items
-from eimf.explicit.supervision import Supervision
-from eimf.explicit.tasks import Explicit
-from eimf.losses.retrieval_loss import RetrievalLoss
-from eimf.runs.folder import read_run
-from eimf.runs.results import is_first_process
-from eimf.runs.tracking import wandb_logger
-from eimf.training.callbacks.curves import Curves
-from eimf.training.callbacks.epoch_seed import EpochSeed
-from eimf.training.callbacks.learning_rate import LearningRate
-from eimf.training.callbacks.progress import Progress
+from eimf.explicit.load import load_links
+from eimf.explicit.tasks import ExplicitTasks
+from eimf.labels.source import label_source
+from eimf.training.callbacks.checkpoints import WholeCheckpointIO
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
-from eimf.training.optimizers import build_optimizer
 
 
-def build_model(config: Config, data: InteractionData, train: bool = False, labels: str = "") -> MultiInterestModel:
+def build_data(config: Config, prepared: Prepared, labelled: bool = True) -> InteractionData:
+    """The data module of a configuration.
+
+    Args:
+        labelled: read labels where `eimf.enabled` says so; evaluation needs none.
+
+    Raises:
+        ConfigError, DataError, LabelError: see `InteractionData`.
+    """
+    labels = label_source(config) if config.eimf.enabled and labelled else None
+    return InteractionData(
+        prepared,
+        config.split,
+        config.data,
+        labels=labels,
+        explicit=config.eimf,
+        encoder=config.text.encoder,
+        root=config.data.root,
+        seed=config.seed,
+    )
+
+
+def build_model(config: Config, data: InteractionData, train: bool = False) -> MultiInterestModel:
     """Backbone, loss and optimiser of a configuration, with seeded initial weights.
 
     Args:
-        train: also what only training needs: the item table's start from text, and EIMF's head.
-        labels: digest of the labels, for the checkpoint.
+        train: also what only training needs: the item table's start from text, and EIMF's auxiliary tasks.
+
+    Raises:
+        ConfigError: parts of the configuration do not fit each other.
     """
     torch.manual_seed(config.seed)
-    backbone = BACKBONES[config.backbone.name].build(config.backbone, data.prepared.n_items, config.data.max_len)
-    backbone.observe(data.item_counts)
-    sparse = config.optim.name == "rowwise"
-    if sparse:
-        backbone.item_embedding.sparse = True
-    loss = RetrievalLoss(item_counts=data.item_counts, **vars(config.loss))
-    optim = config.optim
-    clips = config.trainer.gradient_clip > 0
-
-    def make_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:
-        # Fused steps unscale 16-bit gradients by themselves, after the point where they would be clipped.
-        return build_optimizer(
-            module,
-            optim.name,
-            lr=optim.lr,
-            item_lr=optim.item_lr,
-            weight_decay=optim.weight_decay,
-            fused=not clips,
-        )
-
-    if train and config.text.item_init == "text":
-        start_items(backbone, config, encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors)
-    elif train and config.text.item_init == "interests":
-        assert data.supervision is not None  # checked with the configuration
-        served = _served(config, data.supervision, data.prepared)
-        start_items(backbone, config, served.profiles())
-    origin = {
-        "config": to_dict(config),
-        "data_digest": data.prepared.digest,
-        "label_digest": labels,
-        "n_items": data.prepared.n_items,
-        "package_version": __version__,
-    }
-    explicit = (
-        build_explicit(config, data.supervision, data.prepared) if train and data.supervision is not None else None
+    backbone: Backbone = BACKBONES[config.backbone.name](data.n_items, config.data.max_len, config.backbone)
+    loss = LOSSES[config.loss.name](config.loss)
+    tasks = None
+    if train and config.text.item_init != "random":
+        start_items(backbone, config, _start_vectors(config, data))
+    if train and data.supervision is not None:  # after the backbone, so that its initial weights are as without them
+        links = None
+        if config.eimf.prediction == "next_interest":
+            links = load_links(data.supervision, data.prepared, config.eimf, **_texts(config))
+        tasks = ExplicitTasks(data.supervision, config.backbone.embed_dim, config.eimf, links=links, seed=config.seed)
+    optim, evaluation = config.optim, config.eval
+    model = MultiInterestModel(
+        backbone,
+        loss,
+        optim.lr,
+        optimizer=optim.name,
+        item_lr=optim.item_lr,
+        weight_decay=optim.weight_decay,
+        schedule=optim.schedule,
+        k=config.cutoffs,
+        filter_seen=evaluation.filter_seen,
+        index=evaluation.index,
+        search=evaluation.search,
+        diversity_lambdas=evaluation.diversity_lambdas,
+        seed=config.seed,
+        tasks=tasks,
     )
-    return MultiInterestModel(backbone, loss, make_optimizer, origin, explicit)
+    model.observe(data.item_counts, data.categories)
+    return model
 
 
-def _check_size(config: Config, n_items: int) -> None:
-    """Refuse optimisers whose steps cost in proportion to a large catalogue."""
-    optim, trained = config.optim, BACKBONES[config.backbone.name].trainable
-    if trained and optim.name != "rowwise" and n_items > optim.dense_limit:
-        raise ConfigError(
-            f"optim.name: {optim.name!r} reads and writes all {n_items:,} items at every step (limit "
-            f"{optim.dense_limit:,}); use optim.name=rowwise and loss.name=sampled_softmax, or raise optim.dense_limit."
-        )
+def _texts(config: Config) -> dict[str, Any]:
+    return {"encoder": config.text.encoder, "root": config.data.root, "seed": config.seed}
+
+
+def _start_vectors(config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
+    """The vectors that the item table starts from (`text.item_init`)."""
+    if config.text.item_init == "text":
+        return encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+    assert data.supervision is not None  # checked with the configuration
+    return load_links(data.supervision, data.prepared, config.eimf, **_texts(config)).profiles()
 
 
 def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "I_plus_1 N"]) -> None:
@@ -104,101 +110,61 @@ def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "
         backbone.item_embedding.weight.copy_(torch.from_numpy(table))
 
 
-def build_explicit(config: Config, supervision: Supervision, prepared: Prepared) -> Explicit:
-    """EIMF's auxiliary tasks; made after the backbone, so that its initial weights are as without them."""
-    eimf = config.eimf
-    told = supervision.vectors[supervision.present].numpy()
-    clusters = min(eimf.clusters, len(told))
-    kmeans = faiss.Kmeans(
-        told.shape[1], clusters, niter=20, seed=config.seed, spherical=True, min_points_per_centroid=1
-    )
-    kmeans.train(told)
-    head = ExplicitInterests(
-        told.shape[1],
-        config.backbone.embed_dim,
-        torch.from_numpy(kmeans.centroids),  # pyright: ignore[reportArgumentType]
-        eimf.prediction,
-        eimf.alignment,
-        eimf.matching,
-        eimf.temperature,
-        eimf.frozen_items,
-        _served(config, supervision, prepared) if eimf.prediction == "next_interest" else None,
-    )
-    weights = {"semantic_prediction": eimf.prediction_weight, "modality_alignment": eimf.alignment_weight}
-    weights["interest_assignment"] = eimf.assignment_weight
-    last = eimf.epochs or config.trainer.max_epochs
-    return Explicit(head, weights, eimf.warmup_epochs, eimf.decay_epochs, last, eimf.every)
+def check_size(config: Config, n_items: int) -> None:
+    """Refuse optimisers whose steps cost in proportion to a large catalogue.
+
+    Raises:
+        ConfigError: there are more than `optim.dense_limit` items.
+    """
+    optim, trained = config.optim, BACKBONES[config.backbone.name].trainable
+    if trained and optim.name != "rowwise" and n_items > optim.dense_limit:
+        raise ConfigError(
+            f"optim.name: {optim.name!r} reads and writes all {n_items:,} items at every step (limit "
+            f"{optim.dense_limit:,}); use optim.name=rowwise and loss.name=sampled_softmax, or raise optim.dense_limit."
+        )
 
 
-def _served(config: Config, supervision: Supervision, prepared: Prepared) -> ItemInterests:
-    """The explicit interests that each item serves."""
-    titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
-    names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
-    served = describe_items(titles, names, config.eimf.served, config.eimf.served_temperature)
-    return shuffled_items(served, config.seed) if config.eimf.shuffle else served
+def build_trainer(config: Config, callbacks: Sequence[Callback] = (), checkpoints: bool = False) -> pl.Trainer:
+    """Lightning's Trainer for a configuration; without callbacks that write, it writes nothing.
 
+    Args:
+        checkpoints: whether one of the callbacks keeps checkpoints.
 
-def build_trainer(config: Config, folder: Path | None, evaluation: RetrievalEval) -> pl.Trainer:
-    """Lightning's Trainer for a configuration; without a folder it can only evaluate and writes nothing."""
+    Raises:
+        ConfigError: Lightning refuses the settings.
+    """
     options = config.trainer
-    callbacks: list[Callback] = [evaluation]
-    if options.progress:
-        callbacks.append(Progress(config.monitor))
-    if folder is not None:
-        callbacks += [
-            EpochSeed(config.seed),
-            LearningRate(config.optim.schedule),
-            EarlyStopping(config.monitor, mode="max", patience=options.patience, check_on_train_epoch_end=True),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="best",
-                monitor=config.monitor,
-                mode="max",
-                save_last=True,
-                enable_version_counter=False,
-                every_n_epochs=options.validate_every,
-                save_on_train_epoch_end=True,
-            ),
-            Curves(folder / "metrics.csv"),
-        ]
     # Deterministic mode would also fill every new buffer with NaN to catch reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        trainer = pl.Trainer(
+        return pl.Trainer(
             accelerator=options.accelerator,
             devices=_devices(options.devices),
             num_nodes=options.num_nodes,
             strategy=_strategy(options, config.eimf.enabled),
             precision=options.precision,  # pyright: ignore[reportArgumentType]
             max_epochs=options.max_epochs,
-            min_epochs=min(options.min_epochs, options.max_epochs),
-            check_val_every_n_epoch=options.validate_every,
             gradient_clip_val=options.gradient_clip or None,
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             logger=False,
-            enable_checkpointing=folder is not None,
+            enable_checkpointing=checkpoints,
             enable_progress_bar=options.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1,
+            plugins=[WholeCheckpointIO()],
             log_every_n_steps=1,  # nothing is logged by step; this only silences advice for short epochs
             deterministic="warn" if torch.cuda.is_available() else True,
         )
     except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
-    # After the settings have been accepted: a refused run should leave no trace at W&B.
-    logger = wandb_logger(config, folder, read_run(folder)) if folder is not None and is_first_process() else None
-    if logger is not None:
-        trainer.loggers = [logger]
-    return trainer
 
 
 def _strategy(options: TrainerConfig, explicit: bool) -> str | ModelParallelStrategy:
     """Lightning's strategy of that name; `fsdp` shares out the parameters over all processes, on any device.
 
     Args:
-        explicit: whether there are explicit interests, whose head has no gradient at most steps: DDP must expect that.
+        explicit: whether there are auxiliary tasks, which have no gradient at most steps: DDP must expect that.
     """
     if options.strategy != "fsdp":
         name = "ddp" if options.strategy == "auto" and _n_processes(options) > 1 else options.strategy
@@ -232,8 +198,7 @@ def quiet_lightning() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("PL_DISABLE_TIPS", "1")
-    # Our loaders gather on the fly and need no workers; a resumed run's checkpoint folder is not empty; and
-    # Lightning's own use of torch's pytree is for Lightning to update.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # A resumed run's checkpoint folder is not empty, and Lightning's own use of torch's pytree is for Lightning to
+    # update.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

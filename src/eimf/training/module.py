@@ -1,7 +1,11 @@
-"""The LightningModule: backbone, loss and optimiser. Metrics, files and plots live in callbacks."""
+"""The LightningModule: a backbone, a loss, an optimiser, and evaluation by retrieval.
 
-from collections.abc import Callable
-from typing import Any
+It works with any `pytorch_lightning.Trainer`, and with any data module whose batches are those of `eimf.data.batch`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,61 +15,171 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
+from eimf.config.components import BACKBONES, LOSSES
+from eimf.core.errors import ConfigError
+from eimf.core.registry import Registry
 from eimf.data.batch import Batch, EvalBatch, LabelledSamples
-from eimf.explicit.tasks import Explicit
-from eimf.losses.retrieval_loss import RetrievalLoss
-from eimf.runs.folder import CHECKPOINT_KEY
+from eimf.evaluation.evaluator import Evaluation, Evaluator
+from eimf.explicit.tasks import ExplicitTasks
+from eimf.losses import FullSoftmax, Loss
+from eimf.runs.folder import ORIGIN
+from eimf.training.optimizers import build_optimizer
+
+RANDOM = "eimf_random_state"
+Spec = Mapping[str, Any]
+"""A backbone or loss in plain values, as a checkpoint has it."""
 
 
 class MultiInterestModel(pl.LightningModule):
-    """Trains a backbone with a loss.
+    """Trains a backbone with a loss, and evaluates it by retrieval over the whole catalogue.
+
+    It logs `train/<term>` and `train/loss` once an epoch; while fitting `val/<metric>@<k>` for the ranking metrics; in
+    `trainer.validate` and `trainer.test` all metrics, and the values of every user are in `evaluations` then.
 
     Args:
-        backbone: any of `eimf.backbones`.
-        loss: turns interests and targets into named loss terms.
-        make_optimizer: called with this module.
-        provenance: plain values kept in every checkpoint: the configuration, digests, the version.
-        explicit: EIMF's auxiliary tasks, if they are on.
+        backbone: any of `eimf.backbones`, or one of your own.
+        loss: any of `eimf.losses`; by default the softmax over all items.
+        lr: learning rate.
+        optimizer: `adam`, `adamw`, or `rowwise`: sparse gradients for the item table with one Adagrad state per row.
+        item_lr: learning rate of the item table under `rowwise`.
+        weight_decay: L2 (adam) or decoupled (adamw).
+        schedule: `cosine` lowers the rate to 0 over the trainer's `max_epochs`.
+        k: cut-offs of the metrics.
+        filter_seen: leave the items of a user's context out of the lists.
+        index, search: of `trainer.validate` and `trainer.test`, see `eimf.evaluation.ItemIndex`.
+        diversity_lambdas: weights of ComiRec's controllable aggregation to report.
+        seed: dropout and negatives of every epoch are sampled from (seed, epoch, process), so that a resumed run gives
+            the same as an unbroken one.
+        tasks: EIMF's auxiliary tasks. They are not restored by `load_from_checkpoint`, which is for serving.
+
+    Attributes:
+        evaluations: results of the last `trainer.validate` (`val`) and `trainer.test` (`test`).
+
+    Raises:
+        ConfigError: arguments do not fit each other.
     """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
-        backbone: Backbone,
-        loss: RetrievalLoss,
-        make_optimizer: Callable[[pl.LightningModule], Optimizer],
-        provenance: dict[str, Any],
-        explicit: "Explicit | None" = None,
+        backbone: Backbone | Spec,
+        loss: Loss | Spec | None = None,
+        lr: float = 0.001,
+        *,
+        optimizer: Literal["adam", "adamw", "rowwise"] = "adam",
+        item_lr: float = 0.05,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        k: Sequence[int] = (10, 20, 50),
+        filter_seen: bool = False,
+        index: str = "flat",
+        search: int = 0,
+        diversity_lambdas: Sequence[float] = (0.0, 0.05, 0.1, 0.25),
+        seed: int = 0,
+        tasks: ExplicitTasks | None = None,
     ) -> None:
         super().__init__()
-        self.explicit = explicit
-        self.backbone, self.loss = backbone, loss
-        self.make_optimizer, self.provenance = make_optimizer, provenance
+        self.tasks = tasks
+        self.backbone: Backbone = (
+            backbone if isinstance(backbone, Backbone) else _restore(backbone, BACKBONES, Backbone)
+        )
+        if loss is None:
+            loss = FullSoftmax()
+        self.loss: Loss = loss if isinstance(loss, Loss) else _restore(loss, LOSSES, Loss)
+        self.save_hyperparameters(
+            {
+                "backbone": _describe(self.backbone)
+                | {"n_items": self.backbone.n_items, "max_len": self.backbone.max_len},
+                "loss": _describe(self.loss),
+                "lr": lr,
+                "optimizer": optimizer,
+                "item_lr": item_lr,
+                "weight_decay": weight_decay,
+                "schedule": schedule,
+                "k": sorted(set(k)),
+                "filter_seen": filter_seen,
+                "index": index,
+                "search": search,
+                "diversity_lambdas": list(diversity_lambdas),
+                "seed": seed,
+            },
+            logger=False,
+        )
+        if not self.hparams["k"] or self.hparams["k"][0] < 1:
+            raise ConfigError(f"k: cut-offs must be whole numbers from 1, are {list(k)}.")
+        if optimizer == "rowwise" and self.backbone.trainable:
+            self.backbone.item_embedding.sparse = True
+        self.origin: dict[str, Any] | None = None
+        """Plain values that are kept in every checkpoint, such as the configuration of `eimf train`."""
+        self.evaluations: dict[str, Evaluation] = {}
+        self._item_counts: Tensor | None = None
+        self._categories: Tensor | None = None
+        self._pass: Evaluator | None = None
+        self._random_state: Tensor | None = None
+        self._restored = False
+
+    def observe(
+        self, item_counts: Int[Tensor, " I_plus_1"], categories: Int[Tensor, " I_plus_1"] | None = None
+    ) -> None:
+        """Take what is known of the items. A data module with these attributes is asked by itself.
+
+        Args:
+            item_counts: occurrences of each item in the training interactions: for losses and backbones that need
+                frequencies, and for the metric novelty.
+            categories: number of each item's category, 0 where unknown, for the metrics of diversity.
+        """
+        self._item_counts, self._categories = item_counts.cpu(), categories
+        if not self._restored:
+            self.backbone.observe(item_counts)
+        self.loss.observe(item_counts)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        counts = getattr(data, "item_counts", None)
+        if counts is None:
+            return
+        if len(counts) != self.backbone.n_items + 1:
+            raise ConfigError(
+                f"n_items: the backbone has {self.backbone.n_items}, the data have {len(counts) - 1}; make the "
+                "backbone with data.n_items."
+            )
+        self.observe(counts, getattr(data, "categories", None))
 
     def configure_model(self) -> None:
-        """Under `trainer.strategy=fsdp`: share out the parameters, their gradients and optimiser states."""
+        """With strategy FSDP: share out the parameters, their gradients and optimiser states."""
         if self.device_mesh is None or isinstance(self, FSDPModule):
             return
         fully_shard(self, mesh=self.device_mesh["data_parallel"])
-        for name in ("training_step", "validation_step", "test_step"):
+        for name in ("training_step", "validation_step", "test_step", "predict_step"):
             register_fsdp_forward_method(self, name)
 
+    def forward(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B K D"]:
+        """Interest vectors of histories, left-padded with 0, the most recent item last."""
+        return self.backbone(history).vectors
+
     def item_table(self) -> Float[np.ndarray, "I_plus_1 D"]:
-        """The vectors of all items, whole, in float32 on the CPU."""
+        """The vectors of all items, whole, in float32 on the CPU; row 0 is padding."""
         vectors = self.backbone.item_vectors().detach()
         if isinstance(vectors, DTensor):
             vectors = vectors.full_tensor()
         return vectors.float().cpu().numpy()
 
+    def on_train_epoch_start(self) -> None:
+        entropy = np.random.SeedSequence([self.hparams["seed"], self.current_epoch, self.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        weights = self.explicit.weights_at(self.current_epoch, batch_idx) if self.explicit is not None else {}
+        weights = self.tasks.weights_at(self.current_epoch, batch_idx) if self.tasks is not None else {}
         samples = batch.labelled if weights else None
-        interests, told, target = self._extract(batch, samples)
+        interests, labelled, target = self._extract(batch, samples)
         terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)
-        if self.explicit is not None and weights:
-            terms |= self.explicit(self.backbone, interests, target, told, samples, weights, self.loss)
+        if self.tasks is not None and weights:
+            terms |= self.tasks(self.backbone, interests, target, labelled, samples, weights, self.loss)
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))
@@ -84,18 +198,111 @@ class MultiInterestModel(pl.LightningModule):
             return self.backbone(batch.history), None, batch.target
         # One pass for both: the labelled samples then cost little more than their share of rows.
         both = self.backbone(torch.cat([batch.history, samples.history]))
-        interests, told = both.split([len(batch.history), len(samples.history)])
-        return interests, told, batch.target
+        interests, labelled = both.split([len(batch.history), len(samples.history)])
+        return interests, labelled, batch.target
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Tensor:
-        """Interest vectors [B, K, D]; `callbacks.RetrievalEval` makes metrics of them."""
-        return self.backbone(batch.history).vectors
+    def _start_pass(self, full: bool) -> None:
+        names = ("filter_seen", "index", "search", "diversity_lambdas")
+        self._pass = Evaluator(
+            self.item_table(),
+            self.hparams["k"],
+            **{name: self.hparams[name] for name in names},
+            item_counts=self._item_counts,
+            categories=self._categories,
+            full=full,
+            device=self.device,
+        )
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> Tensor:
-        return self.validation_step(batch, batch_idx)
+    def on_validation_epoch_start(self) -> None:
+        self._start_pass(full=self.trainer.state.fn != "fit")
 
-    def configure_optimizers(self) -> Optimizer | None:
-        return self.make_optimizer(self) if self.backbone.trainable else None
+    def on_test_epoch_start(self) -> None:
+        self._start_pass(full=True)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        assert self._pass is not None
+        self._pass.add(batch.user_idx, self(batch.history), batch.targets, batch.seen, batch.tied)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_pass("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_pass("test")
+
+    def _end_pass(self, part: str) -> None:
+        assert self._pass is not None
+        if self._pass.full:
+            self.evaluations[part] = self._pass.evaluation()
+            found = self.evaluations[part].summary
+        else:
+            found = self._pass.ranking()
+        self._pass = None
+        # Every process has computed the same totals, so nothing is left to synchronise.
+        self.log_dict({f"{part}/{key}": value for key, value in found.items()}, rank_zero_only=False, sync_dist=False)
+
+    def predict_step(self, batch: EvalBatch | Int[Tensor, "B L"], batch_idx: int) -> Float[Tensor, "B K D"]:
+        """Interest vectors of a batch of users, or of bare histories."""
+        return self(batch if isinstance(batch, Tensor) else batch.history)
+
+    def configure_optimizers(self) -> Any:
+        if not self.backbone.trainable:
+            return None
+        options = self.hparams
+        trainer = self._trainer
+        # Fused steps unscale 16-bit gradients by themselves, after the point where they would be clipped.
+        fused = not (trainer is not None and trainer.gradient_clip_val)
+        optimizer: Optimizer = build_optimizer(
+            self,
+            options["optimizer"],
+            lr=options["lr"],
+            item_lr=options["item_lr"],
+            weight_decay=options["weight_decay"],
+            fused=fused,
+        )
+        if options["schedule"] == "constant":
+            return optimizer
+        epochs = trainer.max_epochs if trainer is not None else None
+        if not epochs or epochs < 0:
+            raise ConfigError("schedule: 'cosine' needs to know the last epoch; give the Trainer max_epochs.")
+        return {"optimizer": optimizer, "lr_scheduler": CosineAnnealingLR(optimizer, epochs)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = self.provenance
+        checkpoint[RANDOM] = torch.get_rng_state()
+        if self.origin is not None:
+            checkpoint[ORIGIN] = self.origin
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = True
+        self._random_state = checkpoint.get(RANDOM)
+        if self.tasks is None:  # evaluation and serving know nothing of the auxiliary tasks
+            state = checkpoint["state_dict"]
+            for name in [name for name in state if not name.startswith(("backbone.", "loss."))]:
+                del state[name]
+
+    def on_train_start(self) -> None:
+        # For a run that continues in the middle of an epoch; an epoch that begins is seeded anew.
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state.cpu())
+            self._random_state = None
+
+
+def _describe(component: Backbone | Loss) -> dict[str, Any]:
+    """A backbone or loss in plain values."""
+    kind = type(component)
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "options": asdict(component.config)}
+
+
+def _restore(spec: Spec, registry: Registry, base: type[Any]) -> Any:
+    """The component that `_describe` described.
+
+    Raises:
+        ConfigError: its class cannot be imported, or is none.
+    """
+    values = dict(spec)
+    kind, options = registry[values.pop("class")], values.pop("options")
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ConfigError(f"{registry.key}: {spec['class']!r} is no {base.__name__}.")
+    return kind(**values, config=kind.Config(**options))

@@ -1,7 +1,7 @@
 """Optimisers that Lightning or torch do not have."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,19 @@ class RowWiseAdagrad(Optimizer):
     """Adagrad with one state number for each row of a table, for sparse gradients of large embeddings.
 
     Only rows that a batch touches are read or written, and the state takes 1/D of the table's memory (as in
-    DLRM and TorchRec; the row state accumulates the mean of the row's squared gradients). Dense gradients and
-    parameters that are no tables are updated by Adam with learning rate `dense_lr`.
+    DLRM and TorchRec; the row state accumulates the mean of the row's squared gradients). Dense gradients are updated
+    by Adam.
+
+    Args:
+        params: parameters, or groups of them with learning rates of their own.
+        lr: learning rate.
+        eps: added to the root of the state.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.05, dense_lr: float = 0.001, eps: float = 1e-8) -> None:
-        super().__init__(params, {"lr": lr, "dense_lr": dense_lr, "eps": eps})
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 0.05, eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,16 +63,29 @@ class RowWiseAdagrad(Optimizer):
         assert grad is not None
         state["mean"].lerp_(grad, 0.1)
         state["square"].lerp_(grad.square(), 0.001)
-        size = group["dense_lr"] / (1 - 0.9**step)
+        size = group["lr"] / (1 - 0.9**step)
         param.addcdiv_(state["mean"], (state["square"] / (1 - 0.999**step)).sqrt_().add_(group["eps"]), value=-size)
 
 
 def build_optimizer(
-    model: nn.Module, name: str, *, lr: float, item_lr: float, weight_decay: float, fused: bool
+    model: nn.Module,
+    name: Literal["adam", "adamw", "rowwise"],
+    *,
+    lr: float,
+    item_lr: float,
+    weight_decay: float,
+    fused: bool,
 ) -> Optimizer:
-    """The optimiser of `eimf.config.OptimConfig` over a model's trainable parameters."""
+    """The optimiser of a name over a model's trainable parameters.
+
+    Args:
+        item_lr: under `rowwise`, learning rate of the embeddings with sparse gradients.
+        fused: one kernel for the whole step.
+    """
     params = [param for param in model.parameters() if param.requires_grad]
     if name == "rowwise":
-        return RowWiseAdagrad(params, lr=item_lr, dense_lr=lr)
+        tables = [part.weight for part in model.modules() if isinstance(part, nn.Embedding) and part.sparse]
+        rest = [param for param in params if not any(param is table for table in tables)]
+        return RowWiseAdagrad([{"params": tables, "lr": item_lr}, {"params": rest, "lr": lr}])
     kind = {"adam": Adam, "adamw": AdamW}[name]
     return kind(params, lr=lr, weight_decay=weight_decay, fused=fused)

@@ -1,79 +1,91 @@
 """One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
-from eimf.config.load import load, to_yaml
+from eimf import __version__
+from eimf.config.load import load, to_dict, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
 from eimf.core.files import lock, write_json_atomic, write_text_atomic
-from eimf.core.say import Say
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
-from eimf.evaluation.evaluator import RetrievalEval
-from eimf.explicit.load import load_supervision
 from eimf.labels.source import label_source
-from eimf.runs.folder import BEST, LAST, RUN, read_run, remove_index, save_index
+from eimf.runs.folder import BEST, LAST, LOCK, RUN, make_run_folder, read_run, remove_index, save_index
 from eimf.runs.provenance import describe_run, label_digest
-from eimf.runs.results import Run, _new_run_folder, costs, is_first_process, write_results
-from eimf.runs.tracking import log_outcome
-from eimf.training.build import _check_size, build_model, build_trainer, quiet_lightning
+from eimf.runs.results import Run, costs, write_frame, write_results
+from eimf.runs.tracking import log_outcome, wandb_logger
+from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
+from eimf.training.callbacks import Curves, Progress
 from eimf.training.datamodule import InteractionData
-from eimf.training.evaluate import evaluate, load_weights
+from eimf.training.evaluate import evaluate_model, load_weights
+from eimf.training.processes import is_first_process
+
+log = logging.getLogger(__name__)
 
 
-def train(config: Config, resume: Path | None = None, say: Say = print, prepared: Prepared | None = None) -> Run:
-    """Train and evaluate one experiment.
+def train(config: Config, resume: Path | None = None, prepared: Prepared | None = None) -> Run:
+    """Train and evaluate one experiment, and keep it in a run folder.
 
     Args:
         config: see `eimf.config.load`.
         resume: run folder to continue from its last checkpoint; its own configuration must be `config`.
-        say: told what happens, a line at a time (first process only).
         prepared: the prepared data of `config`, where the caller has them; else they are prepared or read here.
 
     Raises:
-        ConfigError, DataError, ArtifactError: see the message.
+        ConfigError, DataError, LabelError, ArtifactError: see the message.
     """
     quiet_lightning()
-    prepared = prepared or prepare(config.dataset, config.data.root, say)
-    _check_size(config, prepared.n_items)
+    prepared = prepared or prepare(config.dataset, config.data.root)
+    check_size(config, prepared.n_items)
     labels = label_digest(config)
     if resume is not None and (before := read_run(resume).get("label_digest", labels)) != labels:
         raise ArtifactError(
             f"{resume}: was begun with other labels (digest {before[:12]}; {label_source(config)} has {labels[:12]} "
             f"now); restore them, or start again with eimf train {resume}/config.yaml."
         )
-    folder = resume or _new_run_folder(config)
-    if resume is None and is_first_process():
+    first = is_first_process()
+    folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
+    if resume is None and first:
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
-        prepared.items.write_parquet(folder / "items.parquet")
+        write_frame(prepared.items, folder / "items.parquet")
     held = "another process trains this run; wait for it or end it."
-    with lock(folder / "config.yaml", held) if is_first_process() else nullcontext():
-        return _train_in(folder, config, prepared, labels, resume is not None, say)
+    with lock(folder / LOCK, held) if first else nullcontext():
+        return _train_in(folder, config, prepared, labels, resume is not None)
 
 
-def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, resume: bool, say: Say) -> Run:
+def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, resume: bool) -> Run:
     """Train and evaluate in a run folder that is made.
 
     Args:
         labels: their digest.
         resume: continue from the last checkpoint.
     """
-    if is_first_process():
+    first = is_first_process()
+    if first:
         remove_index(folder)
-    say(f"run folder: {folder}")
-    data = InteractionData(prepared, config)
-    report_users(data, say)
-    if config.eimf.enabled:
-        data.supervision = load_supervision(config, data, say)
-    model = build_model(config, data, train=True, labels=labels)
-    evaluation = RetrievalEval(config.eval, config.cutoffs)
-    trainer = build_trainer(config, folder, evaluation)
+    log.info(f"run folder: {folder}")
+    data = build_data(config, prepared)
+    report_users(data)
+    model = build_model(config, data, train=True)
+    model.origin = {
+        "config": to_dict(config),
+        "data_digest": prepared.digest,
+        "label_digest": labels,
+        "n_items": prepared.n_items,
+        "package_version": __version__,
+    }
+    trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
+    # After the settings have been accepted: a refused run should leave no trace at W&B.
+    logger = wandb_logger(config, folder, read_run(folder)) if first else None
+    if logger is not None:
+        trainer.loggers = [logger]
     if model.backbone.trainable and config.trainer.max_epochs > 0:
         last = folder / LAST if resume else None
         try:
@@ -82,17 +94,16 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        load_weights(model, folder / BEST if is_first_process() else _best_path(trainer))
+        load_weights(model, folder / BEST if first else _best_path(trainer))
     else:
-        (folder / BEST).parent.mkdir(exist_ok=True)
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
-    results = evaluate(trainer, model, data, evaluation, config.eval.test)
+    results = evaluate_model(trainer, model, data, config.eval.test)
     index = model.item_table() if config.eval.index != "flat" else None  # by all processes: each may hold a part
-    if is_first_process():
-        write_results(folder, results, config, prepared, costs(folder, trainer))
+    if first:
+        write_results(folder, results, config, prepared, costs(folder, trainer.strategy.root_device))
         if index is not None:
-            save_index(folder, index, config.eval.index_options)
+            save_index(folder, index, config.eval.index, config.eval.search)
         for logger in trainer.loggers:
             assert isinstance(logger, WandbLogger)
             summaries = {part: one.summary for part, one in results.items()}
@@ -100,6 +111,26 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
             log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
     return Run(folder, results)
+
+
+def run_callbacks(config: Config, folder: Path) -> list[Callback]:
+    """What a run does besides training: stop early, keep checkpoints and curves, show progress."""
+    callbacks: list[Callback] = [Progress(config.monitor)] if config.trainer.progress else []
+    return [
+        *callbacks,
+        EarlyStopping(config.monitor, mode="max", patience=config.trainer.patience, check_on_train_epoch_end=True),
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor=config.monitor,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+        ),
+        Curves(folder / "metrics.csv"),
+    ]
 
 
 def resume_config(folder: Path) -> Config:
@@ -117,16 +148,16 @@ def resume_config(folder: Path) -> Config:
     return load(folder / "config.yaml")
 
 
-def report_users(data: InteractionData, say: Say) -> None:
-    """Say how many users are trained on and held out, and how many cannot be evaluated."""
+def report_users(data: InteractionData) -> None:
+    """Log how many users are trained on and held out, and how many cannot be evaluated."""
     parts = data.split
-    say(
+    log.info(
         f"users: {len(parts.train.user_idx):,} train, {len(parts.validation):,} validation, {len(parts.test):,} test "
         f"({100 * parts.test.tied.mean():.1f}% of them with tied timestamps at the targets)"
     )
     for name, held in (("validation", parts.validation), ("test", parts.test)):
         if held.too_short:
-            say(f"  {held.too_short:,} users have too short a history for {name} and are not evaluated")
+            log.info(f"  {held.too_short:,} users have too short a history for {name} and are not evaluated")
 
 
 def _best_path(trainer: pl.Trainer) -> Path:

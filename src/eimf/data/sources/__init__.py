@@ -1,16 +1,9 @@
-"""Readers of raw data, one file each. A reader takes the files' paths and returns cleaned `RawData`."""
+"""Readers of raw data, one file each: a `Config` of options, and a function that returns cleaned `RawData`.
 
-from collections.abc import Callable
-from pathlib import Path
+To add one, write a file with a `SOURCE` here, and add a line to `eimf.config.components`.
+"""
 
-from eimf.config.schema import DatasetConfig
-from eimf.data.sources import amazon, demo, movielens, table
-from eimf.data.sources.base import RawData
+from eimf.config.components import SOURCES
+from eimf.data.sources.base import Interactions, RawData, Source
 
-Reader = Callable[[DatasetConfig, Path, Path | None], RawData]
-
-
-SOURCES: dict[str, Reader] = {"table": table.read, "amazon": amazon.read, "movielens": movielens.read}
-
-
-__all__ = ["SOURCES", "RawData", "demo"]
+__all__ = ["SOURCES", "Interactions", "RawData", "Source"]

@@ -5,13 +5,31 @@ time, browses within one for a while, often takes the neighbour of the last item
 something unrelated. Which theme each purchase came from is kept, so that the recovery of interests can be measured.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+import polars
 
-from eimf.config.schema import DemoConfig
-from eimf.data.sources.base import ITEM_SCHEMA, Interactions, RawData
+from eimf.config.schema import DatasetConfig
+from eimf.core.options import option
+from eimf.data.sources.base import ITEM_SCHEMA, Interactions, RawData, Source
+
+
+@dataclass(frozen=True)
+class DemoConfig(DatasetConfig):
+    """Options of `source: demo`, the simulated shop."""
+
+    n_users: int = option(3200, low=10)
+    """Users before the k-core filter."""
+    n_items: int = option(1600, low=50)
+    """Items before the k-core filter."""
+    mean_length: float = option(14.0, low=5)
+    """Mean number of interactions of a user before the filter."""
+    seed: int = option(0, low=0)
+    """Seed of the simulator."""
+
 
 NOISE = -1
 """True interest of an interaction that came from none of the user's interests."""
@@ -95,12 +113,12 @@ def furnish(rng: np.random.Generator, n_items: int) -> Shop:
     return Shop(themes, share, sizes, np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def browse(rng: np.random.Generator, shop: Shop, n_users: int, mean_length: float, first: int = 0) -> pl.DataFrame:
+def browse(rng: np.random.Generator, shop: Shop, n_users: int, mean_length: float, first: int = 0) -> polars.DataFrame:
     """Interactions of users numbered from `first`: `user_id, item_id, timestamp, interest`."""
     user, item, interest, time = _histories(rng, n_users, mean_length, shop)
-    return pl.DataFrame(
+    return polars.DataFrame(
         {
-            "user_id": "u" + pl.Series(first + user).cast(pl.String).str.zfill(6),
+            "user_id": "u" + polars.Series(first + user).cast(polars.String).str.zfill(6),
             "item_id": _item_ids(item),
             "timestamp": time,
             "interest": interest.astype(np.int32),
@@ -112,8 +130,8 @@ def _themes() -> list[tuple[str, str]]:
     return [(department, style) for department in _DEPARTMENTS for style in _STYLES]
 
 
-def _item_ids(items: np.ndarray) -> pl.Series:
-    return ("P" + pl.Series("item_id", items).cast(pl.String).str.zfill(5)).alias("item_id")
+def _item_ids(items: np.ndarray) -> polars.Series:
+    return ("P" + polars.Series("item_id", items).cast(polars.String).str.zfill(5)).alias("item_id")
 
 
 def _log_uniform(rng: np.random.Generator, n: int | np.ndarray, size: int) -> np.ndarray:
@@ -166,7 +184,7 @@ def _histories(
     return user[keep], item[keep], interest[keep], time[keep]
 
 
-def describe(rng: np.random.Generator, shop: Shop) -> pl.DataFrame:
+def describe(rng: np.random.Generator, shop: Shop) -> polars.DataFrame:
     """Items with titles such as "Norvik Folding Camp Stove, Teal (2-Pack)"."""
     themes, starts, n = shop.themes, shop.starts, int(shop.starts[-1])
     theme = np.searchsorted(starts, np.arange(n), side="right") - 1
@@ -180,5 +198,13 @@ def describe(rng: np.random.Generator, shop: Shop) -> pl.DataFrame:
         brand = _BRAND_PARTS[0][first[index]] + _BRAND_PARTS[1][second[index]]
         title = f"{brand} {_STYLES[style][adjective[index]]} {noun}, {_COLORS[color[index]]}{_PACKS[pack[index]]}"
         rows.append((title, [department, f"{noun}s" if not noun.endswith("s") else noun], brand))
-    texts = pl.DataFrame(rows, schema=["title", "categories", "brand"], orient="row")
+    texts = polars.DataFrame(rows, schema=["title", "categories", "brand"], orient="row")
     return texts.with_columns(_item_ids(np.arange(n))).select(list(ITEM_SCHEMA))
+
+
+def read(dataset: DemoConfig, interactions: Path, items: Path | None) -> RawData:
+    """The simulated data; no files are read."""
+    return simulate(dataset)
+
+
+SOURCE = Source(DemoConfig, read, needs_files=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-import polars as pl
+import polars
 from tqdm import tqdm
 
 from eimf.core.errors import DataError
@@ -16,7 +16,7 @@ from eimf.core.errors import DataError
 BLOCK_BYTES = 32 * 2**20
 
 
-def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int]) -> pl.DataFrame:
+def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
     """Read the named fields of every record; strict JSON goes the fast way, Python literals the slow one.
 
     Args:
@@ -30,7 +30,7 @@ def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int])
     blocks = [_parse_block(block, fields, repairs) for block in _blocks(path)]
     if not blocks:
         raise DataError(f"{path}: is empty; download or export it again.")
-    return pl.concat(blocks)
+    return polars.concat(blocks)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -51,10 +51,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read ({error}); download or export it again.") from None
 
 
-def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int]) -> pl.DataFrame:
+def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
     try:
-        return pl.read_ndjson(io.BytesIO(block), schema=dict(fields)).select(fields.keys())
-    except (pl.exceptions.PolarsError, UnicodeDecodeError):
+        return polars.read_ndjson(io.BytesIO(block), schema=dict(fields)).select(fields.keys())
+    except (polars.exceptions.PolarsError, UnicodeDecodeError):
         # Some line is no strict JSON of these types. Find out which, one by one.
         records = []
         for line in block.decode("utf-8", errors="replace").splitlines():
@@ -67,7 +67,7 @@ def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int
                 )
             else:
                 records.append({name: _fit(record.get(name), kind) for name, kind in fields.items()})
-        return pl.DataFrame(records, schema=dict(fields), orient="row")
+        return polars.DataFrame(records, schema=dict(fields), orient="row")
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:
@@ -85,11 +85,11 @@ def _fit(value: Any, kind: Any) -> Any:
     """Bring a value to the field's type where that is harmless; null otherwise."""
     if value is None:
         return None
-    if kind == pl.String:
+    if kind == polars.String:
         return str(value) if isinstance(value, str | int | float) else None
-    if kind in (pl.Int64, pl.Float64):
+    if kind in (polars.Int64, polars.Float64):
         try:
-            return int(float(value)) if kind == pl.Int64 else float(value)
+            return int(float(value)) if kind == polars.Int64 else float(value)
         except (TypeError, ValueError, OverflowError):
             return None
     inner = getattr(kind, "inner", None)

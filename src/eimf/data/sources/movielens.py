@@ -1,13 +1,14 @@
 """MovieLens 100K and 1M (Harper & Konstan 2015), straight from GroupLens' zip archives."""
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
+import polars
 
 from eimf.config.schema import DatasetConfig
 from eimf.core.errors import ConfigError, DataError
-from eimf.data.sources.base import RawData, clean_interactions, clean_items
+from eimf.data.sources.base import RawData, Source, clean_interactions, clean_items
 
 _GENRES = [
     "unknown",
@@ -32,7 +33,16 @@ _GENRES = [
 ]
 
 
-def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawData:
+@dataclass(frozen=True)
+class MovieLensConfig(DatasetConfig):
+    """Options of `source: movielens`."""
+
+    source: str = "movielens"
+    format: str = ""
+    """Release: 100k or 1m."""
+
+
+def read(dataset: MovieLensConfig, interactions: Path, items: Path | None) -> RawData:
     """Read ratings (all of them count as interactions) and films from one archive.
 
     Raises:
@@ -56,18 +66,21 @@ def read(dataset: DatasetConfig, interactions: Path, items: Path | None) -> RawD
     else:
         rows = _split(ratings, "::", 4)
         texts = [(part[0], part[1], part[2].split("|")) for line in films if len(part := line.split("::")) == 3]
-    table = pl.DataFrame(texts, schema=["item_id", "title", "categories"], orient="row")
+    table = polars.DataFrame(texts, schema=["item_id", "title", "categories"], orient="row")
     return RawData(clean_interactions([rows], str(interactions), repairs), clean_items(table, repairs), repairs)
 
 
-def _split(lines: list[str], separator: str, width: int) -> pl.DataFrame:
-    parts = pl.Series("line", lines).str.splitn(separator, width).struct.unnest()
+def _split(lines: list[str], separator: str, width: int) -> polars.DataFrame:
+    parts = polars.Series("line", lines).str.splitn(separator, width).struct.unnest()
     return parts.select(
-        pl.col("field_0").alias("user_id"),
-        pl.col("field_1").alias("item_id"),
-        pl.col("field_3").alias("timestamp"),
+        polars.col("field_0").alias("user_id"),
+        polars.col("field_1").alias("item_id"),
+        polars.col("field_3").alias("timestamp"),
     )
 
 
 def _film_100k(part: list[str]) -> tuple[str, str, list[str]]:
     return part[0], part[1], [genre for genre, flag in zip(_GENRES, part[5:24], strict=False) if flag == "1"]
+
+
+SOURCE = Source(MovieLensConfig, read)

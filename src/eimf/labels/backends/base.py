@@ -1,4 +1,4 @@
-"""TODO"""
+"""What an LLM backend is: prompts in, replies out."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Input and output files of the OpenAI Batch API."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from typing import Any
 
 from eimf.core.errors import LabelError
 from eimf.core.files import write_text_atomic
-from eimf.labels.backend import _as_outcome
+from eimf.labels.backends.base import _as_outcome
+from eimf.labels.backends.openai import chat_body, read_completion
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import LabelRequest, make_record, request_key
-from eimf.labels.openai import chat_body, read_completion
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
-"""Ways to an LLM: any OpenAI-compatible endpoint, batch files, and a local GGUF file behind such an endpoint."""
+"""Any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ..."""
 
 import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from eimf.core.errors import LabelError
-from eimf.core.options import is_variable
-from eimf.labels.backend import CallError, EndpointError, Reply, decoding_params
+from eimf.config.schema import LLMConfig
+from eimf.core.errors import ConfigError, LabelError
+from eimf.core.options import is_variable, option
+from eimf.labels.backends.base import CallError, EndpointError, Reply, decoding_params
 from eimf.labels.prompts import SCHEMA, Prompt, shorten
 
 if TYPE_CHECKING:
@@ -42,8 +45,26 @@ async def _at_once() -> None:
     pass
 
 
+@dataclass(frozen=True)
+class OpenAIConfig(LLMConfig):
+    """Options of `llm.backend=openai`."""
+
+    base_url: str = OPENAI
+    """Address up to and with `/v1`."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; servers of one's own may need none."""
+    timeout: float = option(60.0, low=0.1)
+    """Seconds to wait for a reply."""
+    attempts: int = option(6, low=1)
+    """Calls for one user, with exponential back-off."""
+    concurrency: int = option(8, low=1)
+    """Calls at the same time."""
+    per_minute: float = option(0.0, low=0.0)
+    """Most calls started in a minute, retries too; 0 is no limit."""
+
+
 class OpenAIBackend:
-    """An OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ...
+    """An OpenAI-compatible endpoint.
 
     Args:
         model: as the endpoint calls it.
@@ -61,6 +82,36 @@ class OpenAIBackend:
     Raises:
         LabelError: no key, no `openai` package, or no usable address.
     """
+
+    Config = OpenAIConfig
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: OpenAIConfig) -> "Iterator[OpenAIBackend]":
+        """The backend of a configuration."""
+        yield cls(
+            cls.model_of(config),
+            config.base_url,
+            config.key_variable,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            timeout=config.timeout,
+            attempts=config.attempts,
+        )
+
+    @staticmethod
+    def model_of(config: OpenAIConfig) -> str:
+        """Name of the model.
+
+        Raises:
+            ConfigError: it is not set.
+        """
+        if not config.model:
+            raise ConfigError(
+                "llm.model: is empty; name the model, for example llm.model=gpt-5-mini, and llm.base_url=... of its "
+                "server."
+            )
+        return config.model
 
     def __init__(
         self,
@@ -114,7 +165,9 @@ class OpenAIBackend:
         form, problem, unreachable = self._form, "", 0
         attempt = 0
         while attempt < self.attempts:
-            while True:  # the rate limit last, or all calls that were told to wait would start at once
+            while (
+                True
+            ):  # check the rate limit after the server's wait; otherwise all waiting calls would start together
                 await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
                 await self.before_call()
                 if time.monotonic() >= self._not_before:

@@ -1,12 +1,18 @@
-"""TODO"""
+"""A GGUF file, run by llama.cpp's server in this process."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eimf.core.errors import LabelError
+from eimf.config.schema import LLMConfig
+from eimf.core.errors import ConfigError, LabelError
+from eimf.core.options import option
+from eimf.labels.backends.openai import OpenAIBackend
 from eimf.labels.prompts import shorten
 
 
@@ -72,3 +78,48 @@ class LocalServer:
     ) -> None:
         self._server = None  # its destructor stops it
         self.base_url = ""
+
+
+@dataclass(frozen=True)
+class GGUFConfig(LLMConfig):
+    """Options of `llm.backend=gguf`."""
+
+    backend: str = "gguf"
+    gguf: str = ""
+    """The model file."""
+    timeout: float = option(60.0, low=0.1)
+    """Seconds to wait for a reply."""
+    attempts: int = option(6, low=1)
+    """Calls for one user."""
+
+
+class GGUFBackend:
+    """Runs a GGUF file, one prompt at a time, and asks it as any other OpenAI-compatible endpoint."""
+
+    Config = GGUFConfig
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: GGUFConfig) -> Iterator[OpenAIBackend]:
+        """The backend of a configuration; its server ends with the block."""
+        cls.model_of(config)
+        with LocalServer(config.gguf) as server:
+            yield OpenAIBackend(
+                server.model,
+                server.base_url,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                timeout=config.timeout,
+                attempts=config.attempts,
+            )
+
+    @staticmethod
+    def model_of(config: GGUFConfig) -> str:
+        """Name of the model, as the label cache has it.
+
+        Raises:
+            ConfigError: no file is named.
+        """
+        if not config.gguf:
+            raise ConfigError("llm.gguf: is empty; name the model file, for example llm.gguf=model.gguf.")
+        return Path(config.gguf).stem

@@ -1,0 +1,82 @@
+"""Settings of version 0.1, read as today's, so that its runs can still be loaded, compared and resumed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from eimf.core.errors import ConfigError
+
+FIXED: dict[str, Any] = {
+    "loss.chunk_mb": 4,
+    "trainer.min_epochs": 1,
+    "trainer.validate_every": 1,
+    "backbone.hidden_ratio": 4,
+    "backbone.logit_std": 1.0,
+    "backbone.routing_seed": 0,
+    "eimf.samples_per_step": 32,
+    "eimf.propagate_least": 0.0,
+    "eimf.decay_epochs": 0,
+    "llm.price_in": 0.0,
+    "llm.price_out": 0.0,
+    "llm.seconds_each": 3.0,
+    "eval.hnsw_links": 32,
+    "eval.hnsw_search": 128,
+    "eval.ivf_lists": 0,
+    "eval.ivf_probes": 16,
+    "eval.pq_bytes": 16,
+}
+"""Settings that are constants now, with their value."""
+RENAMED = {"eimf.served": "eimf.linked", "eimf.served_temperature": "eimf.link_temperature"}
+OF_LOSS = {
+    "full_softmax": (),
+    "sampled_softmax": ("n_negatives", "sampler", "log_q"),
+    "in_batch": ("log_q",),
+    "gbce": ("n_negatives", "sampler", "gbce_t"),
+    "ihn": ("n_negatives", "sampler", "log_q", "ihn_beta"),
+}
+LOSS_OPTIONS = ("n_negatives", "sampler", "log_q", "gbce_t", "ihn_beta")
+OF_TABLE = (
+    "user_column",
+    "item_column",
+    "timestamp_column",
+    "title_column",
+    "categories_column",
+    "brand_column",
+    "separator",
+)
+
+
+def convert(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Today's settings of a whole configuration that version 0.1 wrote; any other is returned as it is.
+
+    Raises:
+        ConfigError: a setting that is a constant now has another value.
+    """
+    loss = values.get("loss")
+    if not isinstance(loss, Mapping) or "chunk_mb" not in loss or "llm" not in values:
+        return dict(values)
+    new = {section: dict(one) if isinstance(one, Mapping) else one for section, one in values.items()}
+    for key, value in FIXED.items():
+        section, name = key.split(".")
+        found = new[section].pop(name, value)
+        if found != value:
+            raise ConfigError(f"{key}: is {found}, but is always {value} since version 0.2; train again.")
+    for old, renamed in RENAMED.items():
+        (section, before), (_, after) = old.split("."), renamed.split(".")
+        if before in new[section]:
+            new[section][after] = new[section].pop(before)
+    eimf, dataset, llm = new["eimf"], new["dataset"], new["llm"]
+    shuffle, mix = eimf.pop("shuffle", False), eimf.pop("mix_items", False)
+    eimf["control"] = "shuffle" if shuffle else "mix" if mix else "none"
+    for name in LOSS_OPTIONS:
+        if name not in OF_LOSS[new["loss"]["name"]]:
+            new["loss"].pop(name, None)
+    demo = dataset.pop("demo", {})
+    if dataset["source"] == "demo":
+        dataset |= demo
+    if dataset["source"] != "table":
+        for name in OF_TABLE:
+            dataset.pop(name, None)
+    if dataset["source"] not in ("amazon", "movielens"):
+        dataset.pop("format", None)
+    new["llm"] = {name: llm[name] for name in ("model", "temperature", "max_tokens")}  # no run depends on the rest
+    return new

@@ -1,0 +1,69 @@
+"""Names that a configuration can use for components: our own, those of installed packages, and import paths."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from eimf.core.errors import ConfigError
+
+
+class Registry(Mapping[str, Any]):
+    """Maps a name to a component, which is imported when it is asked for.
+
+    A name is one of three:
+
+    - a key of `known`;
+    - the name of an entry point that an installed package declares in `group`;
+    - an import path, `package.module:Class`.
+
+    Args:
+        key: the setting that holds the name, for messages, such as `backbone.name`.
+        group: entry-point group, such as `eimf.backbones`.
+        known: our own names, with the import path of each.
+    """
+
+    def __init__(self, key: str, group: str, known: Mapping[str, str]) -> None:
+        self.key, self.group, self.known = key, group, dict(known)
+
+    def paths(self) -> dict[str, str]:
+        """Import path of every name: ours first, then the entry points. Nothing is imported."""
+        found = {point.name: point.value for point in entry_points(group=self.group)}
+        return self.known | {name: path for name, path in found.items() if name not in self.known}
+
+    def __getitem__(self, name: str) -> Any:
+        """The component.
+
+        Raises:
+            ConfigError: no such name, or it cannot be imported.
+        """
+        paths = self.paths()
+        path = name if ":" in str(name) else paths.get(name)
+        if path is None:
+            close = get_close_matches(str(name), list(paths), n=1, cutoff=0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ConfigError(
+                f"{self.key}: {name!r} is unknown{hint}; choose one of {', '.join(paths)}, or give "
+                "package.module:Class."
+            )
+        module, _, attribute = path.partition(":")
+        try:
+            found: Any = import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{self.key}: {name!r} cannot be imported ({reason}); check the name and PYTHONPATH."
+            ) from None
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (":" in name or name in self.paths())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths())
+
+    def __len__(self) -> int:
+        return len(self.paths())

@@ -1,5 +1,0 @@
-"""TODO"""
-
-from collections.abc import Callable
-
-Say = Callable[[str], None]

@@ -1,0 +1,132 @@
+"""EIMF's auxiliary tasks together, with their weights and schedule.
+
+Nothing here is in the inference graph: the tasks live beside the backbone and are dropped when a run is served.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, Interests
+from eimf.config.components import TASKS
+from eimf.config.schema import EIMFConfig
+from eimf.core.errors import ConfigError
+from eimf.core.options import take_options
+from eimf.data.batch import LabelledSamples
+from eimf.explicit.item_interests import ItemInterests
+from eimf.explicit.supervision import Supervision
+from eimf.explicit.tasks.base import Step, Task
+from eimf.explicit.tasks.interest_assignment import AssignInterests
+from eimf.explicit.tasks.modality_alignment import AlignModalities
+from eimf.explicit.tasks.semantic_prediction import PredictInterest, PredictNextInterest, PredictNextItem
+from eimf.losses.base import Loss
+
+
+class ExplicitTasks(nn.Module):
+    """EIMF's auxiliary tasks: semantic prediction, modality alignment, and what the options add.
+
+    Args:
+        supervision: explicit interests of the labelled training users.
+        embed_dim: D of the backbone.
+        config: the options. They are on also where `enabled` is false: whoever makes this object wants it.
+        links: the explicit interests that each item is linked to, for `prediction=next_interest`.
+        seed: of the clustering (`prediction=interest`).
+        options: the options as plain arguments, such as `alignment_weight=0.05`.
+
+    Raises:
+        ConfigError: an option is unknown, or a task has no links that needs them.
+    """
+
+    def __init__(
+        self,
+        supervision: Supervision,
+        embed_dim: int,
+        config: EIMFConfig | None = None,
+        *,
+        links: ItemInterests | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = config = take_options(EIMFConfig, config, options)
+        text_dim = supervision.vectors.shape[-1]
+        if config.prediction in ("next_item", "next_interest") or config.alignment != "none":
+            hidden = 2 * embed_dim
+            self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
+        tasks: list[Task] = []
+        if config.prediction == "next_item":
+            tasks.append(PredictNextItem(text_dim, embed_dim, config.frozen_items))
+        elif config.prediction == "interest":
+            centres = cluster(supervision, config.clusters, seed)
+            tasks.append(PredictInterest(text_dim, embed_dim, centres, config.matching, config.temperature))
+        elif config.prediction == "next_interest":
+            if links is None:
+                raise ConfigError("eimf.prediction: 'next_interest' needs links of items and interests (links=...).")
+            tasks.append(PredictNextInterest(text_dim, embed_dim, self.adapter, links))
+        if config.alignment != "none":
+            tasks.append(AlignModalities(text_dim, embed_dim, config.alignment, config.matching, config.temperature))
+        if config.assignment_weight > 0:
+            tasks.append(AssignInterests(text_dim, embed_dim))
+        tasks += [TASKS[name](text_dim, embed_dim) for name in config.tasks]
+        self.tasks = nn.ModuleDict({task.name: task for task in tasks})
+        self.weights: dict[str, float] = {
+            "semantic_prediction": config.prediction_weight,
+            "modality_alignment": config.alignment_weight,
+            "interest_assignment": config.assignment_weight,
+        } | {TASKS[name].name: weight for name, weight in config.tasks.items()}
+
+    def weights_at(self, epoch: int, step: int) -> dict[str, float]:
+        """Weights of the tasks that are on at a step of an epoch (both from 0)."""
+        config = self.config
+        if step % config.every or (config.epochs and epoch >= config.epochs):
+            return {}
+        factor = min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else 1.0
+        return {name: factor * self.weights[name] for name in self.tasks if factor * self.weights[name] > 0}
+
+    def forward(
+        self,
+        backbone: Backbone,
+        interests: Interests,
+        target: Int[Tensor, " B"],
+        labelled: Interests | None,
+        samples: LabelledSamples | None,
+        weights: Mapping[str, float],
+        loss: Loss,
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name.
+
+        Args:
+            interests, target: of the batch.
+            labelled: the backbone's interests of `samples`.
+            weights: of the tasks that are on, see `weights_at`.
+            loss: the recommendation loss.
+        """
+        adapted = None
+        if samples is not None:
+            words = samples.label_embeddings
+            adapted = self.adapter(words) if hasattr(self, "adapter") else words  # [M, S, D]
+        step = Step(backbone, loss, interests, target, samples, labelled, adapted)
+        return {
+            name: weights[name] * task(step)
+            for name, task in self.tasks.items()
+            if name in weights and (samples is not None or task.uses_batch)
+        }
+
+
+def cluster(supervision: Supervision, n_clusters: int, seed: int) -> Tensor:
+    """Centres f32[C, D_text] of spherical k-means clusters of all explicit interests."""
+    vectors = supervision.vectors[supervision.present].numpy()
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        min(n_clusters, len(vectors)),
+        niter=20,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(vectors)
+    return torch.from_numpy(kmeans.centroids)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,85 @@
+"""What every training loss is: interests and targets in, named terms out.
+
+Shapes: B samples, K interests, L positions, D dimensions, I items, N negatives. Every loss is the mean over the
+batch, in nats.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from eimf.backbones.base import Backbone, Interests, Items
+from eimf.config.schema import LossConfig
+from eimf.core.options import take_options
+from eimf.losses.functions import read_out, routing_regularisation
+from eimf.losses.negatives import NegativeSampler
+
+
+class Loss(nn.Module):
+    """Base of all losses. A subclass has a `Config` and the method `predict`.
+
+    Args:
+        config: the options, an object of the class's `Config`.
+        options: the same as plain arguments, such as `temperature=0.07`.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+    """
+
+    Config: ClassVar[type[LossConfig]] = LossConfig
+    config: Any
+    """An object of the class's `Config`."""
+
+    def __init__(self, config: LossConfig | None = None, **options: Any) -> None:
+        super().__init__()
+        self.config = take_options(type(self).Config, config, options)
+
+    def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
+        """Take the number of training interactions of each item, before training. Most losses ignore it."""
+
+    def forward(
+        self,
+        backbone: Backbone,
+        interests: Interests,
+        history: Int[Tensor, "B L"] | None,
+        target: Int[Tensor, " B"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Named loss terms, already weighted: their sum is what to minimise.
+
+        Args:
+            history: the items that `interests.routing` refers to; None where there is no routing.
+        """
+        terms = {self.config.name: self.predict(backbone, interests.vectors, target)}
+        if self.config.routing_weight > 0 and interests.routing is not None and history is not None:
+            terms["routing"] = self.config.routing_weight * routing_regularisation(interests.routing, history != 0)
+        return terms
+
+    def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """The loss of predicting targets from any K vectors per sample (also used for explicit interests)."""
+        raise NotImplementedError
+
+    def read_out(self, vectors: Float[Tensor, "B K D"], truth: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """One vector per sample, in view of its target and divided by the temperature."""
+        return read_out(vectors, truth, self.config.readout_power) / self.config.temperature
+
+
+class SampledLoss(Loss):
+    """Base of losses against sampled negatives, which all samples of a batch share."""
+
+    def __init__(self, config: LossConfig | None = None, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.sampler = NegativeSampler(self.config.sampler)
+
+    def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
+        self.sampler.observe(item_counts)
+
+    def sample(
+        self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, "N D"], Int[Tensor, " N"]]:
+        """Read-out vectors, target vectors, vectors of sampled items, and the sampled items."""
+        negatives = self.sampler.sample(self.config.n_negatives, backbone.n_items, target.device)
+        both = backbone.item_vectors(torch.cat([target, negatives]))  # one look-up has one gradient to gather
+        truth, negative = both.split([len(target), len(negatives)])
+        return self.read_out(vectors, truth), truth, negative, negatives
