@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test lint bench bench-peers docs clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast lint bench bench-peers docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -64,6 +64,9 @@ recommend: .venv/.ready ## recommend with RUN, for example ARGS="--user u000000"
 test: .venv/.ready-dev ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-fast: .venv/.ready-dev ## run the tests that take a minute, for every day
+	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow" $(ARGS)
+
 lint: .venv/.ready-dev ## check format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
 
@@ -74,6 +77,7 @@ bench-peers: .venv/.ready-dev ## train and rank beside torch-rechub and RecBole 
 	$(BIN)/python -m tests.benchmarks.peers.compare_peers $(ARGS)
 
 docs: .venv/.ready-dev ## build the documentation site in build/site
+	$(BIN)/python -m eimf.config.reference > docs/reference/settings.md
 	$(BIN)/mkdocs build --quiet && echo 'written: build/site/index.html'
 
 clean: ## remove the environment and prepared data, keep runs

@@ -10,12 +10,13 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "eimf.backbones",
-        "eimf.losses.retrieval_loss",
-        "eimf.losses.negatives",
+        "eimf.losses",
         "eimf.evaluation.metrics",
         "eimf.evaluation.retrieval",
+        "eimf.evaluation.evaluator",
         "eimf.data.batch",
-        "eimf.explicit.head",
+        "eimf.explicit.tasks",
+        "eimf.explicit.matching",
         "eimf.studies.significance",
     ],
     "beartype.beartype",
@@ -37,8 +38,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
-    "dataset.demo.n_users=300",
-    "dataset.demo.n_items=120",
+    "dataset.n_users=300",
+    "dataset.n_items=120",
     "data.batch_size=256",
     "backbone.embed_dim=16",
     "trainer.max_epochs=3",

@@ -140,7 +140,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     assert made == ["one-seed0", "two-seed0"]
     assert (folder / "comparison" / "table.tex").is_file()
     suite = read_suite(file, settings)
-    states = {one.title: one.state for one in plan(suite, say=lambda _: None)}
+    states = {one.title: one.state for one in plan(suite)}
     assert states == {
         "one, seed 0": "finished",
         "two, seed 0": "finished",
@@ -156,7 +156,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     found = folder / "two-seed0" / "version_0"
     (found / "results.json").rename(tmp_path / "results.json")
     with lock(found / "config.yaml", "taken"):
-        assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "two, seed 0"} == {"running"}
+        assert {one.state for one in plan(suite) if one.title == "two, seed 0"} == {"running"}
         assert main([*command, "seeds=[0]"]) == 0
         assert "1 of 2 runs are not finished" in capsys.readouterr().out
     (tmp_path / "results.json").rename(found / "results.json")
@@ -166,10 +166,10 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     run.write_text(json.dumps(json.loads(run.read_text()) | {"code": "older", "key": "older"}))
     settings_file = run.with_name("config.yaml")
     settings_file.write_text(settings_file.read_text().replace("  frozen_items: false\n", ""))
-    assert {one.state for one in plan(suite, say=lambda _: None) if one.title == "one, seed 0"} == {"missing"}
-    assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"finished"}
+    assert {one.state for one in plan(suite) if one.title == "one, seed 0"} == {"missing"}
+    assert {one.state for one in plan(suite, True) if one.title == "one, seed 0"} == {"finished"}
     run.with_name("results.json").rename(tmp_path / "results.json")  # it is never continued, or it were of two codes
-    assert {one.state for one in plan(suite, True, lambda _: None) if one.title == "one, seed 0"} == {"missing"}
+    assert {one.state for one in plan(suite, True) if one.title == "one, seed 0"} == {"missing"}
     (tmp_path / "results.json").rename(run.with_name("results.json"))
     assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0
     out = capsys.readouterr().out

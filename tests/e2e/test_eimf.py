@@ -19,7 +19,7 @@ from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data import text
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
-from eimf.data.splits import split
+from eimf.data.splits import split_sequences
 from eimf.explicit.supervision import match_labels
 from eimf.labels.cache import LabelCache
 from eimf.labels.source import label_source, read_labels
@@ -30,12 +30,8 @@ from eimf.training.build import _strategy
 from eimf.training.evaluate import evaluate_run
 from eimf.training.train import train
 from tests.conftest import ROOT, TINY, tiny_config
+from tests.explicit.test_supervision import labels_of
 from tests.fault_server import GOOD, completion, failure, sequence, serve
-from tests.unit.test_semantics import labels_of
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +57,8 @@ def labels(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data_root: Path, logs: Path, labels: Path, *overrides: str) -> Run:
-    on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.samples_per_step=16"]
-    return train(tiny_config(data_root, logs, *on, *overrides), say=quiet)
+    on = ["eimf.enabled=true", f"eimf.labels={labels}"]
+    return train(tiny_config(data_root, logs, *on, *overrides))
 
 
 def metrics(made: Run) -> dict[str, dict[str, float]]:
@@ -77,7 +73,7 @@ def weights(made: Run) -> dict[str, torch.Tensor]:
 def test_weights_of_zero_reproduce_the_backbone_bit_for_bit(data_root: Path, tmp_path: Path, labels: Path) -> None:
     dropout = "backbone.dropout=0.3"
     zero = run(data_root, tmp_path, labels, "eimf.prediction_weight=0", "eimf.alignment_weight=0", dropout)
-    plain = train(tiny_config(data_root, tmp_path, dropout), say=quiet)
+    plain = train(tiny_config(data_root, tmp_path, dropout))
     assert metrics(zero) == metrics(plain)
     for name, value in weights(plain).items():
         assert torch.equal(weights(zero)[name], value), name
@@ -95,14 +91,14 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
     "overrides",
     [
         ["eimf.prediction=interest", "eimf.alignment=none"],
-        ["eimf.only_after=true", "eimf.matching=soft", "eimf.shuffle=true"],
-        ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.decay_epochs=1", "eimf.share=0.5"],
+        ["eimf.only_after=true", "eimf.matching=soft", "eimf.control=shuffle"],
+        ["eimf.alignment=cosine", "eimf.warmup_epochs=2", "eimf.share=0.5"],
         ["text.item_init=text", "split.kind=loo"],
-        ["eimf.propagate=true", "eimf.propagate_least=0.2"],
+        ["eimf.propagate=true", "eimf.every=2"],
         ["eimf.frozen_items=true", "loss.name=sampled_softmax", "loss.n_negatives=20"],
         ["eimf.assignment_weight=0.1", "backbone=mind"],
         ["eimf.prediction=next_interest", "eimf.alignment_weight=0", "eimf.epochs=2"],
-        ["eimf.prediction=next_interest", "eimf.shuffle=true", "backbone=sasrec"],
+        ["eimf.prediction=next_interest", "eimf.control=shuffle", "backbone=sasrec"],
         ["text.item_init=interests", "eimf.share=0.5"],
     ],
     ids=" ".join,
@@ -157,7 +153,7 @@ def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
     assert label_source(config) == Path("experiments/labels/demo.jsonl")
     prepared = prepare(config.dataset, config.data.root)
     labels = read_labels(label_source(config))
-    matched = match_labels(labels, prepared, split(prepared.sequences, config.split).train)
+    matched = match_labels(labels, prepared, split_sequences(prepared.sequences, config.split).train)
     assert (len(labels), matched.dropped) == (120, {})
     own = load_for("demo", "comirec_sa", ["eimf.enabled=true", "eimf.labels=own.db"])
     assert label_source(own) == Path("own.db")
@@ -182,7 +178,7 @@ def operations(model: Recommender) -> list[str]:
 
 def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Path, labels: Path) -> None:
     made = run(data_root, tmp_path / "a", labels)
-    plain = train(tiny_config(data_root, tmp_path / "b"), say=quiet)
+    plain = train(tiny_config(data_root, tmp_path / "b"))
     served, bare = eimf.load(made.folder), eimf.load(plain.folder)
     assert isinstance(served, Recommender)
     count = [sum(param.numel() for param in one.backbone.parameters()) for one in (served, bare)]
@@ -192,7 +188,7 @@ def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Pa
     labels_gone = made.folder / "moved.jsonl"
     labels.rename(labels_gone)
     try:
-        results, _ = evaluate_run(made.folder, say=quiet)
+        results, _ = evaluate_run(made.folder)
         assert {part: one.summary for part, one in results.items()} == metrics(made)
         assert "<h2>Groups of users" in build_report(made.folder).read_text()  # without nearness to labelled ones
     finally:
@@ -201,7 +197,7 @@ def test_inference_has_no_text_no_label_no_adapter(data_root: Path, tmp_path: Pa
 
 def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"none.jsonl"):
-        train(tiny_config(data_root, tmp_path, "eimf.enabled=true", "eimf.labels=none.jsonl"), say=quiet)
+        train(tiny_config(data_root, tmp_path, "eimf.enabled=true", "eimf.labels=none.jsonl"))
     on = ["eimf.enabled=true", "eimf.labels=x.jsonl"]
     with pytest.raises(ConfigError, match="no item-to-interest routing to assign"):
         tiny_config(data_root, tmp_path, *on, "backbone=sasrec", "eimf.assignment_weight=0.1")
@@ -211,7 +207,7 @@ def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> N
 
 def trained_users(data_root: Path) -> np.ndarray:
     config = tiny_config(data_root, data_root)
-    return split(prepare(config.dataset, config.data.root, quiet).sequences, config.split).train.user_idx
+    return split_sequences(prepare(config.dataset, config.data.root).sequences, config.split).train.user_idx
 
 
 def test_labelling_from_the_command_line(
@@ -275,10 +271,10 @@ def test_a_run_does_not_go_on_with_other_labels(data_root: Path, tmp_path: Path,
     path = tmp_path / "some.jsonl"
     path.write_text(labels.read_text())
     config = tiny_config(data_root, tmp_path, "eimf.enabled=true", f"eimf.labels={path}", "trainer.max_epochs=1")
-    made = train(config, say=quiet)
+    made = train(config)
     path.write_text("".join(labels.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ArtifactError, match="begun with other labels"):
-        train(config, resume=made.folder, say=quiet)
+        train(config, resume=made.folder)
 
 
 def test_shipped_labels_are_used_while_the_cache_has_none(tmp_path: Path) -> None:
@@ -330,7 +326,7 @@ def test_label_commands(
     assert "no labels yet; make some with eimf label run" in out("stats", status=2)
     told = out("run", "--dry-run")
     assert "coverage by budget" in told
-    trained = train(tiny_config(data_root, tmp_path / "backbone"), say=quiet)
+    trained = train(tiny_config(data_root, tmp_path / "backbone"))
     behaviour = ["typical.represent=both", f"typical.run={trained.folder}"]
     assert out("run", "--dry-run", *behaviour) != told
     assert "another split" in out("run", "--dry-run", *behaviour, "split.seed=5", status=2)

@@ -19,7 +19,7 @@ from eimf.explorer import Explorer, build_app, open_runs
 from eimf.explorer.view import User
 from eimf.training.train import train
 from tests.conftest import tiny_config
-from tests.unit.test_semantics import labels_of
+from tests.explicit.test_supervision import labels_of
 
 NASTY = "<img src=x onerror=\"document.title='owned'\"> Lamp"
 
@@ -31,9 +31,7 @@ def runs(data_root: Path, tiny: Prepared, tmp_path_factory: pytest.TempPathFacto
     rows = [label._asdict() | {"interests": [one._asdict() for one in label.interests]} for label in labels_of(tiny)]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [f"eimf.labels={labels}", "trainer.max_epochs=1"]
-    made = [
-        train(tiny_config(data_root, logs, *settings, f"seed={seed}"), say=lambda _: None).folder for seed in (0, 1)
-    ]
+    made = [train(tiny_config(data_root, logs, *settings, f"seed={seed}")).folder for seed in (0, 1)]
     for folder in made:
         items = polars.read_parquet(folder / "items.parquet")
         title = polars.when(polars.col("item_idx") == 1).then(polars.lit(NASTY)).otherwise(polars.col("title"))
@@ -143,12 +141,12 @@ def test_without_prepared_data_items_can_still_be_explored(runs: list[Path], mon
 
 
 def test_runs_of_different_catalogues_are_refused(runs: list[Path], data_root: Path, tmp_path: Path) -> None:
-    other = tiny_config(data_root, tmp_path, "dataset.demo.n_items=90", "trainer.max_epochs=1")
+    other = tiny_config(data_root, tmp_path, "dataset.n_items=90", "trainer.max_epochs=1")
     with pytest.raises(ArtifactError, match="another catalogue"):
-        open_runs([runs[0], train(other, say=lambda _: None).folder])
+        open_runs([runs[0], train(other).folder])
     parted = tiny_config(data_root, tmp_path, "split.seed=1", "trainer.max_epochs=1")
     with pytest.raises(ArtifactError, match="other data or another split"):
-        open_runs([runs[0], train(parted, say=lambda _: None).folder])
+        open_runs([runs[0], train(parted).folder])
 
 
 def test_bad_commands(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

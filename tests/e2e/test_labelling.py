@@ -18,10 +18,10 @@ import pytest
 from eimf.core.errors import LabelError
 from eimf.labels.asking import Summary, preview, run
 from eimf.labels.backends.base import Reply
-from eimf.labels.cache import LabelCache
 from eimf.labels.backends.gguf import LocalServer
-from eimf.labels.label import LabelRequest
 from eimf.labels.backends.openai import OpenAIBackend
+from eimf.labels.cache import LabelCache
+from eimf.labels.label import LabelRequest
 from eimf.labels.prompts import Prompt, build_prompt
 from eimf.labels.source import read_labels
 from tests.fault_server import GOOD, Answer, completion, failure, sequence, serve

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 
@@ -22,19 +23,16 @@ from eimf.config.load import load
 from eimf.core.errors import ArtifactError, ConfigError, DataError
 from eimf.data.prepare import prepare
 from eimf.runs.results import Run
+from eimf.training.build import build_data, build_model, build_trainer
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_run
 from eimf.training.train import train
 from tests.conftest import ROOT, TINY, tiny_config
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(tiny_config(data_root, tmp_path_factory.mktemp("logs")), say=quiet)
+    return train(tiny_config(data_root, tmp_path_factory.mktemp("logs")))
 
 
 def scores(made: Run) -> dict[str, dict[str, float]]:
@@ -51,6 +49,7 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
         "rankings.parquet",
         "results.json",
         "run.json",
+        ".lock",
         "checkpoints",
     }
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -63,16 +62,21 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
 
 
 def test_cosine_schedule_lowers_the_rate(data_root: Path, tmp_path: Path) -> None:
-    options = ["optim.schedule=cosine", "optim.lr=0.01", "trainer.max_epochs=4", "trainer.patience=9"]
-    made = train(tiny_config(data_root, tmp_path, *options), say=quiet)
-    (group,) = torch.load(made.folder / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0][
-        "param_groups"
-    ]
-    assert group["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
+    class Rates(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    config = tiny_config(data_root, tmp_path, "optim.schedule=cosine", "optim.lr=0.01", "trainer.max_epochs=4")
+    data, rates = build_data(config, prepare(config.dataset, data_root)), Rates()
+    build_trainer(config, [rates]).fit(build_model(config, data, train=True), datamodule=data)
+    assert rates.seen == pytest.approx([0.01 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)])
 
 
 def test_test_users_can_be_left_alone(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = train(tiny_config(data_root, tmp_path, "eval.test=false"), say=quiet)
+    made = train(tiny_config(data_root, tmp_path, "eval.test=false"))
     assert set(made.results) == {"val"}
     assert "test" not in json.loads((made.folder / "results.json").read_text())
     assert set(polars.read_parquet(made.folder / "metrics.parquet")["part"]) == {"val"}
@@ -103,36 +107,36 @@ def test_the_best_epoch_by_validation_was_kept(run: Run) -> None:
 
 
 def test_same_config_and_seed_give_the_same_digits(run: Run, data_root: Path, tmp_path: Path) -> None:
-    again = train(tiny_config(data_root, tmp_path), say=quiet)
+    again = train(tiny_config(data_root, tmp_path))
     assert scores(again) == scores(run)
-    other = train(tiny_config(data_root, tmp_path, "seed=1"), say=quiet)
+    other = train(tiny_config(data_root, tmp_path, "seed=1"))
     assert scores(other) != scores(run)
     assert other.folder.name == "version_1"
 
 
 def test_the_saved_config_repeats_the_run(run: Run, tmp_path: Path) -> None:
-    again = train(load(run.folder / "config.yaml", [f"logger.root={tmp_path}"]), say=quiet)
+    again = train(load(run.folder / "config.yaml", [f"logger.root={tmp_path}"]))
     assert scores(again) == scores(run)
 
 
 def test_evaluate_gives_the_same_digits(run: Run) -> None:
-    results, _ = evaluate_run(run.folder, say=quiet)
+    results, _ = evaluate_run(run.folder)
     assert {part: one.summary for part, one in results.items()} == scores(run)
-    smaller, _ = evaluate_run(run.folder, ["data.eval_batch_size=7"], say=quiet)
+    smaller, _ = evaluate_run(run.folder, ["data.eval_batch_size=7"])
     assert smaller["test"].summary["recall@50"] == pytest.approx(scores(run)["test"]["recall@50"], abs=1e-9)
 
 
 def test_evaluate_options(run: Run) -> None:
-    results, _ = evaluate_run(run.folder, ["eval.index=hnsw", "eval.filter_seen=true"], say=quiet)
+    results, _ = evaluate_run(run.folder, ["eval.index=hnsw", "eval.filter_seen=true"])
     assert results["test"].summary["overlap_with_flat@50"] > 0.95
     data = prepare(load(run.folder / "config.yaml").dataset, load(run.folder / "config.yaml").data.root)
-    held = InteractionData(data, load(run.folder / "config.yaml")).split.test
+    held = InteractionData(data, load(run.folder / "config.yaml").split).split.test
     for row in range(len(held)):
         seen = set(data.sequences.items[held.start[row] : held.cut[row]].tolist())
         listed = results["test"].rankings.filter(polars.col("user_idx") == held.user_idx[row])["item_idx"]
         assert not seen & set(listed)
     with pytest.raises(ConfigError, match=r"only eval"):
-        evaluate_run(run.folder, ["optim.lr=1"], say=quiet)
+        evaluate_run(run.folder, ["optim.lr=1"])
 
 
 @pytest.mark.parametrize("backbone", ["comirec_dr", "mind", "remi", "youtube_dnn", "gru4rec", "sasrec", "popularity"])
@@ -142,7 +146,7 @@ def test_every_backbone_runs(backbone: str, data_root: Path, tmp_path: Path) -> 
         None,
         [*overrides, f"backbone={backbone}", "split.kind=loo", f"data.root={data_root}", f"logger.root={tmp_path}"],
     )
-    made = train(config, say=quiet)
+    made = train(config)
     assert 0 < made.results["test"].summary["recall@20"] <= 1
     assert len(eimf.load(made.folder).recommend(["P00001", "P00002"], n=3)) == 3
 
@@ -160,14 +164,14 @@ def test_every_backbone_runs(backbone: str, data_root: Path, tmp_path: Path) -> 
     ids=" ".join,
 )
 def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path) -> None:
-    made = train(tiny_config(data_root, tmp_path, *overrides), say=quiet)
+    made = train(tiny_config(data_root, tmp_path, *overrides))
     assert made.results["test"].summary["recall@50"] > 0
 
 
 def test_sigkill_and_resume_end_with_the_same_digits(data_root: Path, tmp_path: Path) -> None:
     overrides = ["backbone.dropout=0.3", "loss.name=sampled_softmax", "loss.n_negatives=40", "trainer.max_epochs=12"]
     overrides += ["optim.schedule=cosine", "trainer.patience=12"]
-    whole = train(tiny_config(data_root, tmp_path / "whole", *overrides), say=quiet)
+    whole = train(tiny_config(data_root, tmp_path / "whole", *overrides))
     arguments = [*TINY, *overrides, f"data.root={data_root}", f"logger.root={tmp_path / 'killed'}"]
     folder = tmp_path / "killed" / "demo-comirec_sa" / "version_0"
     process = subprocess.Popen([sys.executable, "-m", "eimf", "train", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -181,7 +185,7 @@ def test_sigkill_and_resume_end_with_the_same_digits(data_root: Path, tmp_path: 
     assert not (folder / "results.json").exists()
     from eimf.training.train import resume_config
 
-    resumed = train(resume_config(folder), folder, quiet)
+    resumed = train(resume_config(folder), folder)
     assert scores(resumed) == scores(whole)
 
     def learning(path: Path) -> list[dict[str, str]]:
@@ -213,7 +217,7 @@ def test_serving_in_three_lines(run: Run) -> None:
 def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -> None:
     config = load(run.folder / "config.yaml")
     data = prepare(config.dataset, data_root)
-    held = InteractionData(data, config).split.test
+    held = InteractionData(data, config.split).split.test
     rankings = polars.read_parquet(run.folder / "rankings.parquet")
     model, ids = eimf.load(run.folder), data.items["item_id"]
     for row in range(3):
@@ -226,7 +230,7 @@ def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -
 def test_an_index_is_kept_and_used_for_serving(
     data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = train(tiny_config(data_root, tmp_path, "eval.index=ivf", "eval.ivf_probes=99"), say=quiet)
+    made = train(tiny_config(data_root, tmp_path, "eval.index=ivf", "eval.search=99"))
     history = eimf.load(made.folder).items["item_id"].head(3).to_list()
     assert (made.folder / "index.faiss").is_file()
     kept = eimf.load(made.folder).recommend(history)
@@ -239,26 +243,28 @@ def test_an_index_is_kept_and_used_for_serving(
         eimf.load(made.folder)
     assert main(["index", str(made.folder), "optim.lr=1"]) == 2
     assert "only eval" in capsys.readouterr().err
-    train(made_config := load(made.folder / "config.yaml", ["eval.index=flat"]), resume=made.folder, say=quiet)
+    train(made_config := load(made.folder / "config.yaml", ["eval.index=flat", "eval.search=0"]), resume=made.folder)
     assert made_config.eval.index == "flat"
     assert not (made.folder / "index.faiss").exists()  # what was made of earlier weights is not kept
-    with pytest.raises(ConfigError, match="must divide backbone.embed_dim"):
-        tiny_config(data_root, tmp_path, "eval.index=ivfpq", "eval.pq_bytes=5")
+    with pytest.raises(ConfigError, match=r"eval.index: 'IVF4,PQ5' .*cannot hold \d+ items of 16 dimensions"):
+        train(tiny_config(data_root, tmp_path, "eval.index=IVF4,PQ5", "trainer.max_epochs=0"))
 
 
 def test_dense_optimisers_are_refused_for_large_catalogues(data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'adam' reads and writes all \d+ items .*rowwise"):
-        train(tiny_config(data_root, tmp_path, "optim.dense_limit=50"), say=quiet)
+        train(tiny_config(data_root, tmp_path, "optim.dense_limit=50"))
     assert not list(tmp_path.iterdir())  # a refused run leaves no folder
     large = ["optim.dense_limit=50", "optim.name=rowwise", "loss.name=sampled_softmax", "trainer.max_epochs=1"]
-    assert train(tiny_config(data_root, tmp_path, *large), say=quiet).results
+    assert train(tiny_config(data_root, tmp_path, *large)).results
 
 
 def test_command_line(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}"]
+    experiment = tmp_path / "mine.yaml"
+    experiment.write_text("dataset: demo\nbackbone: comirec_sa\n")
     assert main(["prepare", *arguments]) == 0
     assert "interactions" in capsys.readouterr().out
-    assert main(["train", "experiments/demo/comirec_sa.yaml", *arguments]) == 0
+    assert main(["train", str(experiment), *arguments]) == 0
     out = capsys.readouterr().out
     assert "recall@50" in out
     folder = next((tmp_path / "demo-comirec_sa").iterdir())
@@ -303,12 +309,12 @@ def test_user_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capsys:
 
 def test_a_run_is_trained_by_one_process_at_a_time(run: Run) -> None:
     held = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
-    command = [sys.executable, "-c", held, str(run.folder / "config.yaml")]
+    command = [sys.executable, "-c", held, str(run.folder / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(ArtifactError, match="another process trains this run; wait for it or end it"):
-            train(eimf.load(run.folder).config, run.folder, quiet)
+            train(eimf.load(run.folder).config, run.folder)
         other.kill()
 
 
@@ -331,7 +337,7 @@ def test_checkpoint_from_other_data_is_refused(run: Run, tmp_path: Path) -> None
     checkpoint["eimf"]["data_digest"] = "0" * 64
     torch.save(checkpoint, folder / "checkpoints/best.ckpt")
     with pytest.raises(ArtifactError, match=r"trained on data 000000000000, .* holds [0-9a-f]{12}\. .*eimf train"):
-        evaluate_run(folder, say=quiet)
+        evaluate_run(folder)
 
 
 def test_checkpoint_with_another_config_is_refused(run: Run, tmp_path: Path) -> None:
@@ -340,7 +346,7 @@ def test_checkpoint_with_another_config_is_refused(run: Run, tmp_path: Path) -> 
     config["backbone"]["n_interests"] = 2
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ArtifactError, match="backbone section is not the one"):
-        evaluate_run(folder, say=quiet)
+        evaluate_run(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
@@ -404,12 +410,12 @@ def test_two_processes_evaluate_like_one(data_root: Path, tmp_path: Path, strate
     folder = tmp_path / "demo-comirec_sa" / "version_0"
     assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
     together = json.loads((folder / "results.json").read_text())
-    alone, _ = evaluate_run(folder, ["trainer.devices=1", "trainer.strategy=auto"], quiet)
+    alone, _ = evaluate_run(folder, ["trainer.devices=1", "trainer.strategy=auto"])
     for part in ("val", "test"):
         # Vectors are float32, and their last bit depends on who else is in the batch.
         assert alone[part].summary == pytest.approx(together[part], abs=1e-9)
     frame = polars.read_parquet(folder / "metrics.parquet").filter(polars.col("part") == "test")
-    assert alone["test"].per_user.equals(frame.drop("part"))
+    assert alone["test"].per_user.equals(frame.drop("part", "user_id"))
 
 
 def test_ctrl_c_says_how_to_go_on(data_root: Path, tmp_path: Path) -> None:

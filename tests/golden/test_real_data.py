@@ -7,7 +7,7 @@ from eimf.config.load import load
 from eimf.config.schema import SplitConfig
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared, statistics
-from eimf.data.splits import split
+from eimf.data.splits import split_sequences
 from tests.conftest import real_data
 
 
@@ -36,9 +36,9 @@ def test_sizes(prepared: Prepared, counts: tuple[int, int, int]) -> None:
 def test_beauty(prepared: Prepared) -> None:
     assert statistics(prepared).tied_users == pytest.approx(0.435, abs=0.0005)
     assert prepared.manifest.repairs == {"items without a title": 7}
-    parts = split(prepared.sequences, SplitConfig(kind="user"))
+    parts = split_sequences(prepared.sequences, SplitConfig(kind="user"))
     assert len(parts.validation) == len(parts.test) == 2236
-    loo = split(prepared.sequences, SplitConfig(kind="loo"))
+    loo = split_sequences(prepared.sequences, SplitConfig(kind="loo"))
     assert loo.test.tied.mean() == pytest.approx(0.435, abs=0.0005)
     # Inside a day the published order is by item id, so it must survive the sort by time.
     data, ids = prepared.sequences, np.array(prepared.items["item_id"].to_list())

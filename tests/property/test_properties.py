@@ -8,6 +8,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from eimf.losses.retrieval_loss import RetrievalLoss
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,14 +18,13 @@ from eimf.core.errors import DataError, LabelError
 from eimf.data.batch import HoldoutBatches, TrainingBatches
 from eimf.data.prepare import core_filter
 from eimf.data.prepared import Sequences
-from eimf.data.splits import split
+from eimf.data.splits import split_sequences
 from eimf.evaluation.metrics import RANKING, find_hits
 from eimf.evaluation.retrieval import ItemIndex, merge, rerank_diverse, retrieve
 from eimf.explicit.supervision import build_supervision, match_labels
 from eimf.labels.label import Label
 from eimf.labels.prompts import Interest
 from eimf.losses.functions import read_out
-from eimf.losses.retrieval_loss import RetrievalLoss
 
 
 @st.composite
@@ -48,7 +48,7 @@ def test_no_future_item_in_any_training_or_evaluation_input(
     data: Sequences, kind, sampling, max_len: int, epoch: int
 ) -> None:
     try:
-        parts = split(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
+        parts = split_sequences(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
     except DataError:
         return
     items = torch.from_numpy(data.items).long()
@@ -111,7 +111,7 @@ def test_no_training_step_may_predict_an_item_from_an_interest_made_from_it(
     prepared, labels = made
     flat = prepared.sequences.items
     try:
-        spans = split(prepared.sequences, SplitConfig(kind=kind, validation=0.3, test=0.3)).train
+        spans = split_sequences(prepared.sequences, SplitConfig(kind=kind, validation=0.3, test=0.3)).train
         matched = match_labels(labels, prepared, spans)
     except (DataError, LabelError):
         return
@@ -138,7 +138,7 @@ def test_no_training_step_may_predict_an_item_from_an_interest_made_from_it(
 @given(any_sequences(), kinds)
 def test_time_never_runs_backwards_across_a_cut(data: Sequences, kind) -> None:
     try:
-        parts = split(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
+        parts = split_sequences(data, SplitConfig(kind=kind, validation=0.3, test=0.3))
     except DataError:
         return
     for holdout in (parts.validation, parts.test):

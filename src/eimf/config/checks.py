@@ -116,7 +116,7 @@ def _check_effect(config: Config) -> None:
         default = next(item.default for item in fields(options) if item.name == name)
         value = getattr(options, name)
         if value != default and not effective:
-            raise ConfigError(f"{key}: is {value}, but {reason}; leave it out.")
+            raise ConfigError(f"{key}: is {value}, but {reason}; leave it at {default!r}.")
 
 
 def _check_backbone(config: Config) -> None:

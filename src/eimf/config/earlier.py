@@ -66,7 +66,7 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
             new[section][after] = new[section].pop(before)
     eimf, dataset, llm = new["eimf"], new["dataset"], new["llm"]
     shuffle, mix = eimf.pop("shuffle", False), eimf.pop("mix_items", False)
-    eimf["control"] = "shuffle" if shuffle else "mix" if mix else "none"
+    eimf["control"] = {(True, True): "both", (True, False): "shuffle", (False, True): "mix"}.get((shuffle, mix), "none")
     for name in LOSS_OPTIONS:
         if name not in OF_LOSS[new["loss"]["name"]]:
             new["loss"].pop(name, None)

@@ -219,9 +219,9 @@ class EIMFConfig:
     """Clusters of all explicit interests, the classes of `prediction=interest`."""
     tasks: dict[str, float] = field(default_factory=dict)
     """Further auxiliary tasks and their weights: entry points of `eimf.tasks`, or `package.module:Class`."""
-    control: Literal["none", "shuffle", "mix"] = "none"
+    control: Literal["none", "shuffle", "mix", "both"] = "none"
     """Controls of an experiment. `shuffle`: every labelled user gets the words of another one. `mix`: for the
-    assignment loss, shuffles which of a user's items form a group, and keeps the group sizes."""
+    assignment loss, shuffles which of a user's items form a group, and keeps the group sizes. `both`: these two."""
 
     @property
     def samples_labelled(self) -> bool:

@@ -55,9 +55,9 @@ def load_supervision(
         labelled = len(made)
         made = propagate(made, spans, flat, titles, user_vectors(prepared.sequences, spans, titles))
         log.info(f"  shared with {len(made) - labelled:,} similar users")
-    if config.control == "mix":
+    if config.control in ("mix", "both"):
         made = mixed_groups(made, seed)
-    return shuffled(made, seed) if config.control == "shuffle" else made
+    return shuffled(made, seed) if config.control in ("shuffle", "both") else made
 
 
 def load_links(
@@ -67,4 +67,4 @@ def load_links(
     titles = encode_items(prepared.items, encoder, root).vectors
     names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
     links = link_items(titles, names, config.linked, config.link_temperature)
-    return shuffled_links(links, seed) if config.control == "shuffle" else links
+    return shuffled_links(links, seed) if config.control in ("shuffle", "both") else links

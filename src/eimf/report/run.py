@@ -34,6 +34,11 @@ USE = ("interest_cosine", "interests_used", "hit_share")
 
 
 def describe_run(folder: Path) -> list[Section]:
+    """Sections about a finished run.
+
+    Raises:
+        ArtifactError: the run is not finished, or of other data than can be prepared now.
+    """
     results = read_results(folder)
     config = load(folder / "config.yaml")
     part = "test" if "test" in results else "val"

@@ -1,1 +1,5 @@
-"""Tests that everybody can run: the contract of backbones."""
+"""Tests that everybody can run on components of their own: the contract of backbones. Needs pytest."""
+
+from eimf.testing.backbones import BackboneContract
+
+__all__ = ["BackboneContract"]

@@ -18,7 +18,7 @@ from eimf.config.load import load
 from eimf.config.schema import Config
 from eimf.data.batch import TrainingBatches, gather_history
 from eimf.data.prepare import prepare
-from eimf.data.splits import split
+from eimf.data.splits import split_sequences
 from eimf.evaluation.metrics import RANKING, find_hits
 from eimf.evaluation.retrieval import ItemIndex, retrieve
 from tests.benchmarks.peers import protocol
@@ -55,7 +55,7 @@ def environment(name: str) -> Path:
 def export(config: Config, to: Path) -> tuple[np.ndarray, np.ndarray]:
     """Write the training samples, all interactions and the held-out histories; returns histories and targets."""
     prepared = prepare(config.dataset, config.data.root)
-    sequences, parts = prepared.sequences, split(prepared.sequences, config.split)
+    sequences, parts = prepared.sequences, split_sequences(prepared.sequences, config.split)
     flat = torch.tensor(sequences.items, dtype=torch.long)
     batches = TrainingBatches(
         flat, parts.train, max_len=protocol.LENGTH, batch_size=2**16, sampling="every_position", min_history=1
