@@ -5,7 +5,6 @@ may name presets (`presets: [start_from_interests]`): their values lie directly 
 """
 
 import ast
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -278,23 +277,37 @@ def _parse_override(text: str) -> Values:
     if not equals or not key:
         raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
     check_no_interpolation(text, key if "${" not in key else "an override")
+    key, _, value = text.removeprefix("--").partition("=")
+    nested: Any = _value(value, text)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return named(nested)
+
+
+def _value(text: str, whole: str) -> Any:
+    """The value of an override: a list or a group as YAML has it, a number, true or false, or else the text as it is.
+
+    So a separator `|`, `,` or `::` is itself, and an empty value is an empty text.
+
+    Raises:
+        ConfigError: a list or a group that is no YAML.
+    """
+    if text == "None" or text.startswith(("{", "[")):
+        try:  # W&B's agents write values as Python does: None, and {'lr': 1e-05, 'x': None} for nested parameters
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass  # YAML's own, such as [recall, ndcg]
     try:
-        layer = OmegaConf.to_container(OmegaConf.from_dotlist([_from_python(text.removeprefix("--"))]))
-    except Exception as error:
-        raise ConfigError(f"{text!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
-    assert isinstance(layer, dict)
-    return named({str(key): value for key, value in layer.items()})
-
-
-def _from_python(text: str) -> str:
-    """W&B's agents write values as Python does: None, and {'lr': 1e-05, 'x': None} for nested parameters."""
-    key, _, value = text.partition("=")
-    if value == "None" or value.startswith(("{", "[")):
-        try:
-            return f"{key}={json.dumps(ast.literal_eval(value))}"  # JSON is YAML too
-        except (ValueError, SyntaxError, TypeError):  # YAML's own, such as [recall, ndcg]
-            return text
-    return text
+        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+        value = parsed["value"]
+    except Exception as error:  # PyYAML and OmegaConf have no common base class
+        if text.startswith(("{", "[")):
+            raise ConfigError(f"{whole!r}: cannot be parsed: {' '.join(str(error).split())}.") from None
+        return text
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if text.startswith(("{", "[")) or quoted or (isinstance(value, bool | int | float) and text):
+        return value
+    return None if text in ("null", "~") else text
 
 
 def named(values: Mapping[str, Any]) -> Values:
@@ -312,6 +325,8 @@ def _build(schema: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: must be a group of key: value pairs, is {value!r}.")
     check_keys(value, {item.name: item for item in fields(schema)}, path)
+    empty = {item.name for item in fields(schema) if item.type in (str, "str")}
+    value = {name: "" if one is None and name in empty else one for name, one in value.items()}
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         return OmegaConf.to_object(node)

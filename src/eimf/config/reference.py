@@ -1,4 +1,7 @@
-"""Writes the reference of all settings, from the schema: `python -m eimf.config.reference > docs/reference/settings.md`."""
+"""Writes the reference of all settings, from the schema.
+
+`python -m eimf.config.reference > docs/reference/settings.md` renews the page.
+"""
 
 import ast
 import inspect

@@ -156,8 +156,9 @@ def _fetch(url: str, target: Path) -> Path:
 
 
 def describe(located: Located) -> dict[str, str]:
-    """Name -> SHA-256 of the files that were found."""
-    return {path.name: sha256_file(path) for path in (located.interactions, located.items) if path is not None}
+    """What each file is, and its name -> SHA-256."""
+    files = {"interactions": located.interactions, "items": located.items}
+    return {f"{kind}: {path.name}": sha256_file(path) for kind, path in files.items() if path is not None}
 
 
 def table_files(dataset: DatasetConfig) -> list[Path]:
@@ -169,8 +170,8 @@ def table_files(dataset: DatasetConfig) -> list[Path]:
 
 
 def stamp(files: Iterable[Path]) -> dict[str, str]:
-    """Name -> size and time of change: for files that are too large to be hashed."""
-    return {path.name: f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns}" for path in files}
+    """Path -> size and time of change: for files that are too large to be hashed."""
+    return {str(path.resolve()): f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns}" for path in files}
 
 
 def content_options(dataset: DatasetConfig) -> DatasetConfig:

@@ -25,10 +25,12 @@ from eimf.data.download import Located, content_options, describe, locate, stamp
 from eimf.data.prepared import KIND, Prepared, Sequences, load_prepared
 from eimf.data.sources import SOURCES
 from eimf.data.sources.base import RawData
+from eimf.data.sources.times import MICRO
 
 log = logging.getLogger(__name__)
 
 REPEATS = "rows that repeat user, item and time (dropped)"
+FILTERED = "rows of users or items with too few of them (removed by the core filter)"
 
 
 USERS_AT_A_TIME = 200_000
@@ -116,7 +118,8 @@ def prepare(dataset: DatasetConfig | str, root: str | Path = "data", digest: str
 
 def sharded_folder(dataset: DatasetConfig, files: Iterable[Path], root: Path) -> Path:
     """Where `eimf.data.shards` leaves what it has made of files."""
-    key = sha256_json({"options": asdict(content_options(dataset)), "inputs": stamp(files)})[:12]
+    items = [Path(dataset.items)] if dataset.items and Path(dataset.items).is_file() else []
+    key = sha256_json({"options": asdict(content_options(dataset)), "inputs": stamp([*files, *items])})[:12]
     return root / "prepared" / f"{dataset.name}-{key}"
 
 
@@ -140,7 +143,7 @@ def build_sequences(
     repairs, rows = dict(raw.repairs), raw.interactions
     # Codes in the order of the ids, so that nothing depends on the order of the rows.
     user_codes, item_codes = _by_id(rows.user_ids)[rows.user], _by_id(rows.item_ids)[rows.item]
-    time, truth = rows.time, rows.interest
+    time, truth = in_seconds(rows.time), rows.interest
     kept = np.arange(len(rows), dtype=np.int32 if len(rows) < 2**31 else np.int64)
     if dataset.duplicates == "drop":
         repeats = find_repeats(user_codes, item_codes, time)
@@ -152,6 +155,7 @@ def build_sequences(
     if len(survivors) == 0:
         raise nobody_survives(dataset, len(kept))
     if len(survivors) < len(kept):
+        repairs[FILTERED] = len(kept) - len(survivors)
         user_codes, item_codes, kept = user_codes[survivors], item_codes[survivors], kept[survivors]
     time = time[kept] if len(kept) < len(time) else time
     backwards = int(((time[1:] < time[:-1]) & (user_codes[1:] == user_codes[:-1])).sum())
@@ -170,7 +174,7 @@ def build_sequences(
         interests=truth[kept][order] if truth is not None else None,
     )
     user_ids = rows.user_ids.sort().gather(users).alias("user_id")
-    items = describe_items(rows.item_ids.sort().gather(ranked), raw.items, repairs)
+    items = describe_items(dataset, rows.item_ids.sort().gather(ranked), raw.items, repairs)
     return sequences, user_ids, items, repairs
 
 
@@ -195,8 +199,21 @@ def number_items(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return index, ranked
 
 
-def describe_items(item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]) -> polars.DataFrame:
-    """The rows of `Prepared.items`: ids in the order of their numbers, with what is known of them."""
+def in_seconds(time: np.ndarray) -> np.ndarray:
+    """Times in whole seconds; in microseconds where some are finer than that."""
+    return time if (time % MICRO).any() else time // MICRO
+
+
+def describe_items(
+    dataset: DatasetConfig, item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]
+) -> polars.DataFrame:
+    """The rows of `Prepared.items`: ids in the order of their numbers, with what is known of them.
+
+    Raises:
+        DataError: there is a table of items, and (almost) none of these items is in it.
+    """
+    if len(known):
+        known = _matching(dataset, item_ids, known, repairs)
     names = polars.DataFrame({"item_idx": np.arange(1, len(item_ids) + 1, dtype=np.int32), "item_id": item_ids})
     items = names.join(known, on="item_id", how="left", maintain_order="left").with_columns(
         polars.col("title").fill_null(""), polars.col("categories").fill_null([])
@@ -205,6 +222,36 @@ def describe_items(item_ids: polars.Series, known: polars.DataFrame, repairs: di
     if untitled:
         repairs["items without a title"] = untitled
     return items
+
+
+LEAST_MATCHED = 0.01
+"""A table of items with a smaller share of the interactions' items belongs to other data, or has other ids."""
+
+
+def _matching(
+    dataset: DatasetConfig, item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]
+) -> polars.DataFrame:
+    """The table of items with the ids that the interactions have; numbers are equal whatever zeros lead them."""
+    if item_ids.is_in(known["item_id"].implode()).sum() >= LEAST_MATCHED * len(item_ids):
+        return known
+
+    def number(ids: polars.Series) -> polars.Series:
+        plain = ids.str.extract(r"^0*(\d+)(?:\.0+)?$", 1)
+        return plain.fill_null(ids)
+
+    ours = polars.DataFrame({"key": number(item_ids), "ours": item_ids}).unique("key", keep="none")
+    keyed = known.with_columns(number(known["item_id"]).alias("key")).unique("key", keep="none", maintain_order=True)
+    matched = keyed.join(ours, on="key", how="inner", maintain_order="left")
+    if len(matched) >= LEAST_MATCHED * len(item_ids):
+        repairs["items whose ids were matched as numbers (007 is 7)"] = len(matched)
+        return matched.with_columns(polars.col("ours").alias("item_id")).drop("key", "ours")
+    column = getattr(dataset, "item_column", "item_id")
+    left, right = (", ".join(map(repr, ids.head(3))) for ids in (item_ids, known["item_id"]))
+    raise DataError(
+        f"{dataset.name}: (almost) none of the {len(item_ids):,} items of the interactions is in the table of items. "
+        f"Ids in column {column!r} look like {left} in {dataset.interactions or 'the interactions'} and like {right} in "
+        f"{dataset.items or 'the items'}; give the table of these items, or set dataset.item_column."
+    )
 
 
 def _by_id(ids: polars.Series) -> np.ndarray:

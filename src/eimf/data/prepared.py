@@ -23,7 +23,7 @@ class Sequences:
     items: np.ndarray
     """i32[T]: item ids from 1; 0 is kept for padding."""
     timestamps: np.ndarray
-    """i64[T]: unix seconds."""
+    """i64[T]: unix seconds; microseconds where some times are finer than that. Only compared with each other."""
     offsets: np.ndarray
     """i64[U + 1]"""
     interests: np.ndarray | None = None

@@ -25,6 +25,7 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.core.files import write_json_atomic
 from eimf.data.download import TABLE_SUFFIXES, content_options, stamp, table_files
 from eimf.data.prepare import (
+    FILTERED,
     REPEATS,
     USERS_AT_A_TIME,
     describe_items,
@@ -38,6 +39,7 @@ from eimf.data.prepare import (
 from eimf.data.prepared import KIND, Prepared, load_prepared
 from eimf.data.sources import table
 from eimf.data.sources.table import TableConfig
+from eimf.data.sources.times import MICRO
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ def prepare_in_shards(
     for found in workers.run(partial(_scatter, dataset, work, n_shards), list(enumerate(files))):
         for what, count in found.items():
             repairs[what] = repairs.get(what, 0) + count
-    kept, dropped = zip(*workers.run(partial(_gather, dataset, work), shards), strict=True)
+    kept, dropped, finer = zip(*workers.run(partial(_gather, dataset, work), shards), strict=True)
     if sum(dropped):
         repairs[REPEATS] = sum(dropped)
     ids = (
@@ -144,7 +146,9 @@ def prepare_in_shards(
     counts = _filter(dataset, work, shards, workers, sum(kept))
     index, ranked = number_items(counts)
     np.save(work / "item_index.npy", index)
-    users = sum(workers.run(partial(_finish, work), shards))
+    users = sum(workers.run(partial(_finish, work, any(finer)), shards))
+    if removed := sum(kept) - int(counts.sum()):
+        repairs[FILTERED] = removed
 
     log.info(
         f"{dataset.name}: {int(counts.sum()):,} interactions of {users:,} users and {len(ranked):,} items; writing"
@@ -152,7 +156,7 @@ def prepare_in_shards(
     known = table.read_items(dataset, Path(dataset.items) if dataset.items else None, repairs)
     with new_artifact(folder) as made:
         _merge(work, shards, made)
-        items = describe_items(ids["id"].gather(ranked), known, repairs)
+        items = describe_items(dataset, ids["id"].gather(ranked), known, repairs)
         items.write_parquet(made / "items.parquet")
         digest = _digest(made / "sequences.parquet", items)
         sizes = {"users": users, "items": len(items), "interactions": int(counts.sum())}
@@ -203,8 +207,12 @@ def _scatter(dataset: TableConfig, work: Path, n_shards: int, task: tuple[int, P
     return json.loads((done / "repairs.json").read_text())
 
 
-def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int]:
-    """Put a shard's rows of all files together, numbered by id; returns how many are kept, and how many repeated."""
+def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int, bool]:
+    """Put a shard's rows of all files together, numbered by id.
+
+    Returns:
+        How many are kept, how many repeat others, and whether a time is finer than a second.
+    """
     files = sorted(work.glob("file-??????"))
     rows = polars.concat([polars.read_parquet(file / f"{shard:06d}.parquet", glob=False) for file in files])
     _at(work, shard, "rows").parent.mkdir(exist_ok=True)
@@ -215,7 +223,7 @@ def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int]:
     polars.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}).write_parquet(
         _at(work, shard, "rows")
     )
-    return len(kept), len(repeats)
+    return len(kept), len(repeats), bool((time[kept] % MICRO).any())
 
 
 def _number(texts: polars.Series, known: Path) -> np.ndarray:
@@ -264,15 +272,19 @@ def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
     return functools.reduce(np.add, parts)
 
 
-def _finish(work: Path, shard: int) -> int:
-    """Write a shard's sequences in the order of the user ids; returns how many there are."""
+def _finish(work: Path, finer: bool, shard: int) -> int:
+    """Write a shard's sequences in the order of the user ids; returns how many there are.
+
+    Args:
+        finer: times are kept in microseconds, not in seconds.
+    """
     rows, ids = polars.read_parquet(_at(work, shard, "rows")), polars.read_parquet(_at(work, shard, "user_ids"))["id"]
     user, index = rows["user"].to_numpy(), np.load(work / "item_index.npy")
     order = np.lexsort((rows["time"].to_numpy(), user))  # stable, as every numpy lexsort
     columns = {
         "user_id": ids.gather(user[order]),
         "item_idx": index[rows["item"].to_numpy()[order]],
-        "timestamp": rows["time"].gather(order),
+        "timestamp": (rows["time"] if finer else rows["time"] // MICRO).gather(order),
     }
     lists = polars.DataFrame(columns).group_by("user_id", maintain_order=True).agg(polars.all())
     lists.write_parquet(_at(work, shard, "sequences"))

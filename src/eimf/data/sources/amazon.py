@@ -1,5 +1,6 @@
 """Amazon product reviews, releases of 2014 (McAuley et al. 2015), 2018 (Ni et al. 2019) and 2023 (Hou et al. 2024)."""
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,22 +14,19 @@ from eimf.data.sources.jsonlines import read_records
 _TEXTS = polars.List(polars.String)
 
 
-# release -> fields of (user, item, time), fields of (item, title, categories, brand) with their types, time unit
+# release -> fields of (user, item, time), fields of (item, title, categories, brand) with their types
 _RELEASES = {
     "2014": (
         ("reviewerID", "asin", "unixReviewTime"),
         {"asin": polars.String, "title": polars.String, "categories": polars.List(_TEXTS), "brand": polars.String},
-        1,
     ),
     "2018": (
         ("reviewerID", "asin", "unixReviewTime"),
         {"asin": polars.String, "title": polars.String, "category": _TEXTS, "brand": polars.String},
-        1,
     ),
     "2023": (
         ("user_id", "parent_asin", "timestamp"),
         {"parent_asin": polars.String, "title": polars.String, "categories": _TEXTS, "store": polars.String},
-        1000,
     ),
 }
 
@@ -51,13 +49,13 @@ def read(dataset: AmazonConfig, interactions: Path, items: Path | None) -> RawDa
     """
     if dataset.format not in _RELEASES:
         raise ConfigError(f"dataset.format: must be one of {', '.join(_RELEASES)} (amazon), is {dataset.format!r}.")
-    (user, item, time), text_fields, unit = _RELEASES[dataset.format]
+    (user, item, time), text_fields = _RELEASES[dataset.format]
     repairs: dict[str, int] = {}
     rows = read_records(interactions, {user: polars.String, item: polars.String, time: polars.Int64}, repairs)
     rows = rows.select(
         polars.col(user).alias("user_id"),
         polars.col(item).alias("item_id"),
-        (polars.col(time) // unit).alias("timestamp"),
+        polars.col(time).alias("timestamp"),
     )
     rows = clean_interactions([rows], str(interactions), repairs)
     texts = polars.DataFrame(schema={"item_id": polars.String})
@@ -66,6 +64,9 @@ def read(dataset: AmazonConfig, interactions: Path, items: Path | None) -> RawDa
         texts = texts.rename(dict(zip(text_fields, ("item_id", "title", "categories", "brand"), strict=True)))
         if dataset.format == "2014":  # several category paths; the first one is the main one
             texts = texts.with_columns(polars.col("categories").list.first())
+    if dataset.format == "2023" and "title" in texts.columns:  # titles are HTML in that release
+        titles = texts["title"].map_elements(html.unescape, return_dtype=polars.String)
+        texts = texts.with_columns(titles)
     return RawData(rows, clean_items(texts, repairs), repairs)
 
 

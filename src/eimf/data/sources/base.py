@@ -10,6 +10,7 @@ import polars
 
 from eimf.config.schema import DatasetConfig
 from eimf.core.errors import DataError
+from eimf.data.sources.times import parse_times
 
 ITEM_SCHEMA = {
     "item_id": polars.String,
@@ -52,7 +53,7 @@ class Interactions:
     item: np.ndarray
     """u32[T]: row of `item_ids`"""
     time: np.ndarray
-    """i64[T]: unix seconds"""
+    """i64[T]: microseconds since 1970 in UTC"""
     user_ids: polars.Series
     """Distinct, in the order of first appearance, as `item_ids`. An id that only dropped rows had may be left."""
     item_ids: polars.Series
@@ -68,7 +69,8 @@ class Interactions:
         users, items = Numbering(), Numbering()
         user, item = users.number(rows["user_id"]), items.number(rows["item_id"])
         interest = rows["interest"].to_numpy() if "interest" in rows.columns else None
-        return cls(user, item, rows["timestamp"].to_numpy(), users.texts, items.texts, interest)
+        time = parse_times(rows["timestamp"]).to_numpy()
+        return cls(user, item, time, users.texts, items.texts, interest)
 
     def frame(self) -> polars.DataFrame:
         """The rows with their ids, to look at."""
@@ -108,23 +110,25 @@ def clean_interactions(batches: Iterable[polars.DataFrame], subject: str, repair
     Only numbers are kept of a batch, and ids are cleaned once each, so that memory and time are those of the numbers.
 
     Args:
-        batches: `user_id`, `item_id` and `timestamp` of any type, in the published order.
+        batches: `user_id`, `item_id` and `timestamp` of any type that has a meaning as such, in the published order.
         subject: what messages call the data.
 
     Raises:
-        DataError: nothing usable is left.
+        DataError: nothing usable is left, or a column is of a type that has no meaning as what it is.
     """
     users, items, first = Numbering(), Numbering(), None
     parts: list[tuple[np.ndarray, np.ndarray, polars.Series]] = []
     for rows in batches:
         if len(rows):
             first = first or rows.row(0)
-            parts.append((users.number(rows["user_id"]), items.number(rows["item_id"]), _parse_time(rows["timestamp"])))
+            user, item = (id_texts(rows[name], f"{subject}: {name}") for name in ("user_id", "item_id"))
+            times = parse_times(rows["timestamp"], f"{subject}: timestamp")
+            parts.append((users.number(user), items.number(item), times))
     if first is None:
         raise DataError(f"{subject}: holds no interactions; give a file with at least one row below its header.")
     user = _clean_ids("user_id", users.texts, np.concatenate([part[0] for part in parts]), repairs)
     item = _clean_ids("item_id", items.texts, np.concatenate([part[1] for part in parts]), repairs)
-    times = polars.concat([part[2] for part in parts])
+    times = polars.concat([part[2].rename("timestamp") for part in parts])
     parts.clear()
     usable = times.is_not_null().to_numpy() & (user.texts != "").to_numpy()[user.numbers]
     usable &= (item.texts != "").to_numpy()[item.numbers]
@@ -132,12 +136,31 @@ def clean_interactions(batches: Iterable[polars.DataFrame], subject: str, repair
     if not usable.any():
         raise DataError(
             f"{subject}: no row has a user, an item and a time in unix seconds or ISO 8601; "
-            f"the first row reads {first!r}. Check the column names and the separator."
+            f"the first row reads {str(first)[:200]}. Check the column names and the separator."
         )
     time = times.fill_null(0).to_numpy()
     if usable.all():
         return Interactions(user.numbers, item.numbers, time, user.texts, item.texts)
     return Interactions(user.numbers[usable], item.numbers[usable], time[usable], user.texts, item.texts)
+
+
+def id_texts(values: polars.Series, subject: str) -> polars.Series:
+    """Ids as texts: whole numbers without a point, whatever type they are of.
+
+    Raises:
+        DataError: values of this type are no ids.
+    """
+    kind = values.dtype
+    if kind.is_float():
+        whole = values.cast(polars.Int64, strict=False)
+        same = (whole.cast(polars.Float64) == values).fill_null(False)
+        return whole.cast(polars.String).set(~same, None).fill_null(values.cast(polars.String))
+    if kind.is_decimal():
+        return values.cast(polars.String).str.replace(r"\.0+$", "")
+    plain = (polars.String, polars.Categorical, polars.Enum, polars.Null, polars.Date, polars.Datetime)
+    if kind.is_integer() or kind in plain:
+        return values.cast(polars.String)
+    raise DataError(f"{subject}: of type {kind}, which is no id; give texts or numbers.")
 
 
 class _Ids(NamedTuple):
@@ -150,39 +173,26 @@ def _clean_ids(column: str, raw: polars.Series, numbers: np.ndarray, repairs: di
     # A byte that is not UTF-8 was read as U+FFFD. Ids are kept with it: it is still an id.
     mangled = raw.str.contains("\ufffd").to_numpy()
     _count(repairs, f"{column}s with bytes that are not UTF-8", int(mangled[numbers].sum()) if mangled.any() else 0)
+    outer = raw.str.strip_chars()
+    _count(
+        repairs,
+        f"{column}s that differed from another one by outer spaces only",
+        raw.n_unique() - outer.n_unique(),
+    )
+    whole = _without_point(outer)
+    if whole is not outer:
+        _count(repairs, f"{column}s written with a point (7.0 is read as 7)", int((whole != outer).sum()))
     trimmed = Numbering()
-    again = trimmed.number(raw.str.strip_chars())
-    _count(repairs, f"{column}s that differed from another one by outer spaces only", len(raw) - len(trimmed))
+    again = trimmed.number(whole)
     return _Ids(trimmed.texts, again[numbers] if len(trimmed) < len(raw) else numbers)
 
 
-def _parse_time(values: polars.Series) -> polars.Series:
-    """Unix seconds from numbers, numeric text, ISO 8601 text or date-times; null where unreadable."""
-    name = "timestamp"
-    if values.dtype.is_temporal():
-        return values.cast(polars.Datetime("us")).dt.epoch("s").alias(name)
-    if values.dtype.is_integer():
-        return values.cast(polars.Int64).alias(name)
-    if values.dtype.is_float():
-        return values.floor().cast(polars.Int64, strict=False).alias(name)
-    text = values.cast(polars.String).str.strip_chars()
-    number = text.cast(polars.Float64, strict=False)
-    number = number.set(number.is_nan() | number.is_infinite(), None).floor().cast(polars.Int64, strict=False)
-    if number.null_count() == text.null_count():
-        return number.alias(name)
-    frame = polars.DataFrame({"text": text, "number": number})
-    # Whole seconds in UTC: with a zone, with a fraction, with T or a space, or a date alone.
-    plain = polars.col("text").str.replace("T", " ", literal=True).str.replace(r"(Z|[+-]\d\d:?\d\d)$", "")
-    shift = (
-        polars.col("text").str.extract(r"\d ?([+-]\d\d):?\d\d$", 1).cast(polars.Int64, strict=False).fill_null(0) * 3600
-    )
-    moment = polars.coalesce(
-        plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False),
-        plain.str.to_datetime("%Y-%m-%d %H:%M", strict=False),
-        plain.str.to_date("%Y-%m-%d", strict=False).cast(polars.Datetime("us")),
-    )
-    seconds = moment.dt.epoch("s") - polars.when(polars.col("text").str.contains(":")).then(shift).otherwise(0)
-    return frame.select(polars.coalesce("number", seconds).alias(name))[name]
+def _without_point(ids: polars.Series) -> polars.Series:
+    """Ids such as 7.0 as 7, if all ids are numbers: a table that had a gap was saved with floats."""
+    known = ids.filter(ids.is_not_null() & (ids != ""))
+    if known.str.contains(r"^-?\d+\.0+$").any() and known.str.contains(r"^-?\d+(?:\.0+)?$").all():
+        return ids.str.replace(r"\.0+$", "")
+    return ids
 
 
 def clean_items(rows: polars.DataFrame, repairs: dict[str, int]) -> polars.DataFrame:
@@ -190,12 +200,17 @@ def clean_items(rows: polars.DataFrame, repairs: dict[str, int]) -> polars.DataF
     for name, kind in ITEM_SCHEMA.items():
         if name not in rows.columns:
             rows = rows.with_columns(polars.lit(None, dtype=kind).alias(name))
-    rows = rows.select(list(ITEM_SCHEMA)).with_columns(polars.col("item_id").cast(polars.String).str.strip_chars())
+    rows = rows.select(list(ITEM_SCHEMA))
+    rows = rows.with_columns(_without_point(id_texts(rows["item_id"], "items: item_id").str.strip_chars()))
+    for name in ("title", "brand"):
+        rows = rows.with_columns(_plain_text(rows[name], f"items: {name}"))
+    rows = rows.with_columns(_category_lists(rows["categories"]))
     named = rows.filter(polars.col("item_id").is_not_null() & (polars.col("item_id") != ""))
     _count(repairs, "item rows without an id (dropped)", len(rows) - len(named))
     first = named.unique("item_id", keep="first", maintain_order=True)
     _count(repairs, "item rows that repeat an id (first kept)", len(named) - len(first))
-    control = r"[\p{Cc}\p{Cf}\u2028\u2029]"
+    # The joiners of emoji and of some scripts are kept.
+    control = r"[\p{Cc}\p{Cf}\u2028\u2029--\u200c\u200d]"
     dirty = first.select(polars.col("title").str.contains(control).sum()).item() or 0
     _count(repairs, "titles with control characters (replaced by a space)", dirty)
     _count(
@@ -207,12 +222,51 @@ def clean_items(rows: polars.DataFrame, repairs: dict[str, int]) -> polars.DataF
     def tidy(text: polars.Expr) -> polars.Expr:
         return text.str.replace_all(control, " ").str.replace_all(r"\s+", " ").str.strip_chars()
 
-    brand = tidy(polars.col("brand").cast(polars.String))
+    brand = tidy(polars.col("brand"))
     return first.with_columns(
-        tidy(polars.col("title").cast(polars.String)).fill_null(""),
-        polars.col("categories").cast(polars.List(polars.String)).list.eval(tidy(polars.element())).fill_null([]),
+        tidy(polars.col("title")).fill_null(""),
+        polars.col("categories").list.eval(tidy(polars.element())).list.eval(_not_empty()).fill_null([]),
         polars.when(brand != "").then(brand).alias("brand"),
     )
+
+
+def _not_empty() -> polars.Expr:
+    return polars.element().filter(polars.element() != "")
+
+
+def _plain_text(values: polars.Series, subject: str) -> polars.Series:
+    """One text per row, from texts, numbers or lists of texts.
+
+    Raises:
+        DataError: values of this type are no texts.
+    """
+    kind = values.dtype
+    if isinstance(kind, polars.List) and kind.inner in (polars.String, polars.Categorical):
+        return values.cast(polars.List(polars.String)).list.join(" ")
+    if kind.is_nested() or kind in (polars.Binary, polars.Duration, polars.Object):
+        raise DataError(f"{subject}: of type {kind}, which is no text; give texts.")
+    return values.cast(polars.String)
+
+
+def _category_lists(values: polars.Series) -> polars.Series:
+    """Lists of names, from lists, from texts with `|` between the names, or the first of several lists.
+
+    Raises:
+        DataError: values of this type are no categories.
+    """
+    kind = values.dtype
+    if isinstance(kind, polars.List | polars.Array) and isinstance(kind.inner, polars.List | polars.Array):
+        values = values.list.first() if isinstance(kind, polars.List) else values.arr.first()  # the main path
+        kind = values.dtype
+    if isinstance(kind, polars.Array):
+        values = values.arr.to_list()
+        kind = values.dtype
+    if isinstance(kind, polars.List):
+        if kind.inner is None or kind.inner.is_nested() or kind.inner == polars.Binary:
+            raise DataError(f"items: categories: of type {kind}, which holds no names; give lists of texts.")
+        return values.cast(polars.List(polars.String))
+    texts = _plain_text(values, "items: categories")
+    return texts.set(texts == "", None).str.split("|")
 
 
 def _count(repairs: dict[str, int], what: str, n: int | None) -> None:

@@ -1,19 +1,18 @@
 """Large, possibly gzipped files of one record a line, read in blocks of bounded memory."""
 
 import ast
-import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import polars
-from tqdm import tqdm
 
 from eimf.core.errors import DataError
+from eimf.data.sources.lines import read_blocks
 
-BLOCK_BYTES = 32 * 2**20
+BROKEN = "lines that are neither JSON nor a Python literal (dropped)"
 
 
 def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
@@ -27,28 +26,10 @@ def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int])
     Raises:
         DataError: the file is missing, not readable or empty.
     """
-    blocks = [_parse_block(block, fields, repairs) for block in _blocks(path)]
+    blocks = [_parse_block(block, fields, repairs) for block in read_blocks(path) if block.strip()]
     if not blocks:
         raise DataError(f"{path}: is empty; download or export it again.")
     return polars.concat(blocks)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Blocks of whole lines."""
-    try:
-        with path.open("rb") as raw:
-            stream = cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw  # noqa: SIM115 (closes with raw)
-            size = path.stat().st_size
-            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < BLOCK_BYTES) as progress:
-                while block := stream.read(BLOCK_BYTES):
-                    block += stream.readline()
-                    if block.strip():
-                        yield block
-                    progress.update(raw.tell() - progress.n)  # compressed bytes, as the total
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); download or export it again.") from None
 
 
 def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
@@ -57,14 +38,12 @@ def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int
     except (polars.exceptions.PolarsError, UnicodeDecodeError):
         # Some line is no strict JSON of these types. Find out which, one by one.
         records = []
-        for line in block.decode("utf-8", errors="replace").splitlines():
+        for line in block.decode("utf-8", errors="replace").split("\n"):  # JSON texts may hold other line separators
             if not line.strip():
                 continue
             record = _parse_line(line)
             if record is None:
-                repairs["lines that are neither JSON nor a Python literal (dropped)"] = (
-                    repairs.get("lines that are neither JSON nor a Python literal (dropped)", 0) + 1
-                )
+                repairs[BROKEN] = repairs.get(BROKEN, 0) + 1
             else:
                 records.append({name: _fit(record.get(name), kind) for name, kind in fields.items()})
         return polars.DataFrame(records, schema=dict(fields), orient="row")
@@ -73,9 +52,9 @@ def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int
 def _parse_line(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         try:
-            record = ast.literal_eval(line)
+            record = ast.literal_eval(line.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
     return record if isinstance(record, dict) else None
@@ -86,7 +65,13 @@ def _fit(value: Any, kind: Any) -> Any:
     if value is None:
         return None
     if kind == polars.String:
-        return str(value) if isinstance(value, str | int | float) else None
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return None
+        try:
+            text = str(value)
+        except ValueError:  # a number of more digits than Python writes
+            return None
+        return text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be stored
     if kind in (polars.Int64, polars.Float64):
         try:
             return int(float(value)) if kind == polars.Int64 else float(value)
@@ -94,5 +79,9 @@ def _fit(value: Any, kind: Any) -> Any:
             return None
     inner = getattr(kind, "inner", None)
     if inner is not None:
+        if isinstance(value, str):
+            value = value.split("|") if value else []
+        if isinstance(value, list) and value and isinstance(value[0], list) and inner == polars.String:
+            value = value[0]  # several category paths: the first is the main one
         return [_fit(entry, inner) for entry in value] if isinstance(value, list) else None
     return None
