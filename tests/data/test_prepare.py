@@ -1,6 +1,7 @@
 """Filters, artifacts, mirrors and downloads."""
 
 import http.server
+import logging
 import os
 import resource
 import subprocess
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 
 from eimf.config.load import load
-from eimf.config.schema import DatasetConfig
 from eimf.core.artifacts import new_artifact, read_manifest
 from eimf.core.errors import ArtifactError, DataError
 from eimf.core.files import sha256_file, write_text_atomic
 from eimf.data.download import TABLES
 from eimf.data.prepare import core_filter, prepare
 from eimf.data.prepared import load_prepared, statistics
+from eimf.data.sources.amazon import AmazonConfig
+from eimf.data.sources.table import TableConfig
 
 
 def test_core_is_iterative_or_one_pass() -> None:
@@ -38,28 +40,31 @@ def write_rows(path: Path, n: int = 40) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> DatasetConfig:
+def own(tmp_path: Path) -> TableConfig:
     write_rows(tmp_path / "rows.csv")
-    return DatasetConfig(name="own", source="table", interactions=str(tmp_path / "rows.csv"))
+    return TableConfig(name="own", interactions=str(tmp_path / "rows.csv"))
 
 
-def test_prepared_data_are_reused_until_inputs_or_options_change(own: DatasetConfig, tmp_path: Path) -> None:
-    said: list[str] = []
-    first = prepare(own, tmp_path, said.append)
-    assert said == ["own: preparing"]
-    assert prepare(own, tmp_path, said.append).folder == first.folder
-    assert len(said) == 1
-    other = prepare(replace(own, user_min=6), tmp_path, said.append)
+def test_prepared_data_are_reused_until_inputs_or_options_change(
+    own: TableConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("eimf"), "propagate", True)  # the command line turns it off
+    caplog.set_level(logging.INFO, "eimf")
+    first = prepare(own, tmp_path)
+    assert caplog.messages == ["own: preparing"]
+    assert prepare(own, tmp_path).folder == first.folder
+    assert len(caplog.messages) == 1
+    other = prepare(replace(own, user_min=6), tmp_path)
     assert other.folder != first.folder
-    assert "files or options differ" in said[1]
+    assert "files or options differ" in caplog.messages[1]
     write_rows(Path(own.interactions), n=41)
-    changed = prepare(own, tmp_path, said.append)
+    changed = prepare(own, tmp_path)
     assert changed.folder not in (first.folder, other.folder)
     assert changed.digest != first.digest
     assert load_prepared(first.folder).sequences.n_users == 40  # artifacts are never overwritten
 
 
-def test_manifest_records_inputs_and_counts(own: DatasetConfig, tmp_path: Path) -> None:
+def test_manifest_records_inputs_and_counts(own: TableConfig, tmp_path: Path) -> None:
     manifest = prepare(own, tmp_path).manifest
     assert manifest.inputs == {"rows.csv": sha256_file(Path(own.interactions))}
     assert manifest.counts == {"users": 40, "items": 10, "interactions": 240}
@@ -68,7 +73,7 @@ def test_manifest_records_inputs_and_counts(own: DatasetConfig, tmp_path: Path) 
     assert (found.users, found.mean_length, found.density, found.tied_users) == (40, 6.0, 0.6, 0.0)
 
 
-def test_changed_artifact_is_refused(own: DatasetConfig, tmp_path: Path) -> None:
+def test_changed_artifact_is_refused(own: TableConfig, tmp_path: Path) -> None:
     folder = prepare(own, tmp_path).folder
     with (folder / "items.parquet").open("ab") as file:
         file.write(b"x")
@@ -80,7 +85,7 @@ def test_changed_artifact_is_refused(own: DatasetConfig, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"kind": 1}'])
-def test_damaged_manifest(own: DatasetConfig, tmp_path: Path, text: str) -> None:
+def test_damaged_manifest(own: TableConfig, tmp_path: Path, text: str) -> None:
     folder = prepare(own, tmp_path).folder
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest.json: damaged"):
@@ -125,10 +130,8 @@ def test_full_disk_while_preparing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def official(tmp_path: Path) -> DatasetConfig:
-    return DatasetConfig(
-        name="shop", source="table", interactions="shop.csv", urls={"shop.csv": "http://127.0.0.1:9/shop.csv"}
-    )
+def official(tmp_path: Path) -> TableConfig:
+    return TableConfig(name="shop", interactions="shop.csv", urls={"shop.csv": "http://127.0.0.1:9/shop.csv"})
 
 
 def test_mirror_folder_with_the_official_file(official, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +149,7 @@ def test_mirror_folder_with_plain_tables(official, tmp_path, monkeypatch: pytest
     (folder / TABLES[0]).write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
     (folder / TABLES[1]).write_bytes(gzip.compress(b'{"item_id": "i1", "title": "One"}\n'))
     monkeypatch.setenv("EIMF_DATA_MIRROR", str(tmp_path / "mirror"))
-    amazon = replace(official, source="amazon", format="2014")
+    amazon = AmazonConfig(name="shop", format="2014", interactions="shop.csv", urls=official.urls)
     assert "One" in prepare(amazon, tmp_path).items["title"].to_list()
     monkeypatch.setenv("EIMF_DATA_MIRROR", (tmp_path / "mirror").as_uri())
     assert "One" in prepare(amazon, tmp_path / "other").items["title"].to_list()

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eimf.cli.main import main
-from eimf.config.schema import DatasetConfig
 from eimf.core.errors import ConfigError, DataError
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.data.shards import Here, prepare_in_shards
+from eimf.data.sources.demo import DemoConfig
+from eimf.data.sources.table import TableConfig
 
 
 def write_tables(folder: Path, n_files: int = 3, rows: int = 4000, seed: int = 0) -> tuple[Path, Path, Path]:
@@ -54,9 +55,9 @@ def same(first: Prepared, second: Prepared) -> None:
 def test_shards_give_the_same_data(tmp_path: Path, core, duplicates, shards: int, monkeypatch) -> None:
     monkeypatch.setattr("eimf.data.shards.USERS_AT_A_TIME", 60)
     one, many, items = write_tables(tmp_path)
-    common = {"name": "shop", "source": "table", "items": str(items), "core": core, "duplicates": duplicates}
-    whole = prepare(DatasetConfig(interactions=str(one), **common), tmp_path / "a")
-    dataset = DatasetConfig(interactions=str(many), **common)
+    common = {"name": "shop", "items": str(items), "core": core, "duplicates": duplicates}
+    whole = prepare(TableConfig(interactions=str(one), **common), tmp_path / "a")
+    dataset = TableConfig(interactions=str(many), **common)
     parts = prepare_in_shards(dataset, tmp_path / "b", shards)
     same(whole, parts)
     assert whole.manifest.repairs.keys() >= {"items without a title"} <= parts.manifest.repairs.keys()
@@ -69,19 +70,19 @@ def test_shards_give_the_same_data(tmp_path: Path, core, duplicates, shards: int
 def test_any_rows_in_any_parts(tmp_path_factory, seed: int, n_files: int, shards: int, rows: int) -> None:
     folder = tmp_path_factory.mktemp("shards")
     one, many, _ = write_tables(folder, n_files, rows, seed)
-    common = {"name": "shop", "source": "table", "user_min": 2, "item_min": 2}
+    common = {"name": "shop", "user_min": 2, "item_min": 2}
     try:
-        whole = prepare(DatasetConfig(interactions=str(one), **common), folder / "a")
+        whole = prepare(TableConfig(interactions=str(one), **common), folder / "a")
     except DataError:
         with pytest.raises(DataError, match="no user survives"):
-            prepare_in_shards(DatasetConfig(interactions=str(many), **common), folder / "b", shards)
+            prepare_in_shards(TableConfig(interactions=str(many), **common), folder / "b", shards)
         return
-    same(whole, prepare_in_shards(DatasetConfig(interactions=str(many), **common), folder / "b", shards))
+    same(whole, prepare_in_shards(TableConfig(interactions=str(many), **common), folder / "b", shards))
 
 
 def test_files_are_not_read_again_after_an_interruption(tmp_path: Path, monkeypatch) -> None:
     one, many, _ = write_tables(tmp_path)
-    dataset = DatasetConfig(name="shop", source="table", interactions=str(many))
+    dataset = TableConfig(name="shop", interactions=str(many))
 
     class Stopped(Here):
         def run(self, step, tasks):
@@ -90,26 +91,26 @@ def test_files_are_not_read_again_after_an_interruption(tmp_path: Path, monkeypa
             return super().run(step, tasks)
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_in_shards(dataset, tmp_path / "b", 3, Stopped(), lambda _: None)
+        prepare_in_shards(dataset, tmp_path / "b", 3, Stopped())
     read: list[str] = []
     monkeypatch.setattr("eimf.data.sources.table.clean_interactions", lambda _, subject, __: read.append(subject))
     made = prepare_in_shards(dataset, tmp_path / "b", 3)
     assert read == []
     monkeypatch.undo()
-    whole = DatasetConfig(name="shop", source="table", interactions=str(one))
+    whole = TableConfig(name="shop", interactions=str(one))
     same(prepare(whole, tmp_path / "a"), made)
 
 
 def test_what_cannot_be_sharded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="reads tables; demo is of dataset.source=demo"):
-        prepare_in_shards(DatasetConfig(name="demo", source="demo"), tmp_path, 2)
+        prepare_in_shards(DemoConfig(name="demo"), tmp_path, 2)
     with pytest.raises(DataError, match="is no file, and no folder"):
-        prepare_in_shards(DatasetConfig(source="table", interactions=str(tmp_path / "none")), tmp_path, 2)
+        prepare_in_shards(TableConfig(interactions=str(tmp_path / "none")), tmp_path, 2)
     _, many, _ = write_tables(tmp_path)
     with pytest.raises(ConfigError, match="needs times"):
-        prepare_in_shards(DatasetConfig(source="table", interactions=str(many), timestamp_column=""), tmp_path, 2)
+        prepare_in_shards(TableConfig(interactions=str(many), timestamp_column=""), tmp_path, 2)
     with pytest.raises(DataError, match="is a folder; prepare it with"):
-        prepare(DatasetConfig(source="table", interactions=str(many)), tmp_path)
+        prepare(TableConfig(interactions=str(many)), tmp_path)
     assert main(["prepare", "--dataset", "demo", "--shards", "0"]) == 2
     assert "--shards: must be 1 or more, is 0" in capsys.readouterr().err
 
@@ -122,6 +123,6 @@ def test_a_ray_cluster_gives_the_same_data(tmp_path: Path) -> None:
     environ = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
     assert done.returncode == 0, done.stderr
-    dataset = DatasetConfig(name="shop", source="table", items=str(items), interactions=str(many))
-    whole = DatasetConfig(name="shop", source="table", items=str(items), interactions=str(one))
+    dataset = TableConfig(name="shop", items=str(items), interactions=str(many))
+    whole = TableConfig(name="shop", items=str(items), interactions=str(one))
     same(prepare(whole, tmp_path / "a"), prepare(dataset, tmp_path / "b"))

@@ -11,20 +11,21 @@ import numpy as np
 import polars
 import pytest
 
-from eimf.config.schema import DatasetConfig, DemoConfig
 from eimf.core.errors import ConfigError, DataError
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.data.sources import demo, table
+from eimf.data.sources.amazon import AmazonConfig
 from eimf.data.sources.base import clean_interactions, clean_items
+from eimf.data.sources.demo import DemoConfig
+from eimf.data.sources.movielens import MovieLensConfig
+from eimf.data.sources.table import TableConfig
 
 LOOSE: dict[str, Any] = {"user_min": 1, "item_min": 1}
 
 
-def own(path: Path, items: Path | None = None, **options) -> DatasetConfig:
-    return DatasetConfig(
-        name="own", source="table", interactions=str(path), items=str(items or ""), **{**LOOSE, **options}
-    )
+def own(path: Path, items: Path | None = None, **options) -> TableConfig:
+    return TableConfig(name="own", interactions=str(path), items=str(items or ""), **{**LOOSE, **options})
 
 
 def rows_of(prepared: Prepared) -> list[tuple[str, str, int]]:
@@ -200,9 +201,8 @@ def test_amazon_2014_with_python_literals(tmp_path: Path) -> None:
         {"asin": "B1", "price": 3.0},
     ]
     (tmp_path / "meta.json.gz").write_bytes(gzip.compress("\n".join(map(repr, meta)).encode()))
-    config = DatasetConfig(
+    config = AmazonConfig(
         name="amz",
-        source="amazon",
         format="2014",
         interactions=str(tmp_path / "reviews.json.gz"),
         items=str(tmp_path / "meta.json.gz"),
@@ -226,9 +226,8 @@ def test_amazon_later_releases(tmp_path: Path, release: str) -> None:
         meta = [{"parent_asin": "B0", "title": "T", "categories": ["A", "B"], "store": "Acme"}]
     for name, content in (("reviews", rows), ("meta", meta)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
-    config = DatasetConfig(
+    config = AmazonConfig(
         name="amz",
-        source="amazon",
         format=release,
         interactions=str(tmp_path / "reviews.jsonl"),
         items=str(tmp_path / "meta.jsonl"),
@@ -254,9 +253,7 @@ def test_movielens(tmp_path: Path, release: str) -> None:
     with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text.encode("latin-1"))
-    config = DatasetConfig(
-        name="ml", source="movielens", format=release, interactions=str(tmp_path / "ml.zip"), **LOOSE
-    )
+    config = MovieLensConfig(name="ml", format=release, interactions=str(tmp_path / "ml.zip"), **LOOSE)
     prepared = prepare(config, tmp_path / "data")
     assert rows_of(prepared) == [("1", "8", 20), ("1", "7", 30)]
     assert prepared.items.filter(polars.col("item_id") == "7")["title"].item() == "Café (1995)"
@@ -284,10 +281,10 @@ def test_demo_is_seeded_and_keeps_true_interests() -> None:
 
 
 def test_demo_has_the_promised_size(data_root: Path) -> None:
-    counts = prepare(DatasetConfig(), data_root).manifest.counts
+    counts = prepare(DemoConfig(), data_root).manifest.counts
     assert 2800 < counts["users"] < 3400
     assert 1400 < counts["items"] < 1700
-    assert prepare(DatasetConfig(), data_root).sequences.interests is not None
+    assert prepare(DemoConfig(), data_root).sequences.interests is not None
 
 
 def test_table_reader_without_items(tmp_path: Path) -> None:

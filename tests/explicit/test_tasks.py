@@ -3,13 +3,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eimf.explicit.head import ExplicitInterests, assign, contrast, match_interests
-from eimf.losses.retrieval_loss import RetrievalLoss
 from scipy.optimize import linear_sum_assignment
 
 from eimf.backbones.comirec_sa import ComiRecSA
+from eimf.core.errors import ConfigError
+from eimf.data.batch import LabelledSamples
 from eimf.explicit.item_interests import ItemInterests
-from eimf.explicit.tasks import schedule
+from eimf.explicit.matching import match_interests, partners
+from eimf.explicit.supervision import Supervision
+from eimf.explicit.tasks import ExplicitTasks, Step, Task
+from eimf.explicit.tasks.interest_assignment import assign
+from eimf.explicit.tasks.modality_alignment import contrast
+from eimf.losses import FullSoftmax
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, 4), (4, 2), (6, 3), (1, 1)])
@@ -49,6 +54,16 @@ def test_more_explicit_than_behavioural_interests() -> None:
     assert found[1, :2].tolist() == [1, 0]
 
 
+def test_partners_are_the_most_similar_interests_or_their_mean() -> None:
+    behaviour = torch.tensor([[[0.0, 2.0], [3.0, 0.0]]])
+    words, present = torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, dtype=torch.bool)
+    for method in ("optimal", "greedy"):
+        assert partners(behaviour, words, present, method).tolist() == [[[3.0, 0.0]]]
+    weights = torch.tensor([0.0, 1.0 / 0.5]).softmax(dim=0)
+    expected = (weights[:, None] * behaviour[0]).sum(dim=0)
+    torch.testing.assert_close(partners(behaviour, words, present, "soft", 0.5)[0, 0], expected)
+
+
 def test_contrast_pulls_pairs_and_leaves_a_users_own_interests_alone() -> None:
     words = torch.eye(4)
     right = contrast(words, words, torch.tensor([0, 0, 1, 1]), 0.1)
@@ -60,31 +75,59 @@ def test_contrast_pulls_pairs_and_leaves_a_users_own_interests_alone() -> None:
     assert contrast(words[:0], words[:0], torch.zeros(0, dtype=torch.long), 0.1).item() == 0
 
 
-def head(**options) -> ExplicitInterests:
+def supervision() -> Supervision:
+    """Three explicit interests of each of four users."""
+    vectors = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(1))
+    none = torch.full((4, 3, 2), -1)
+    return Supervision(
+        vectors=vectors,
+        present=torch.ones(4, 3, dtype=torch.bool),
+        items=none,
+        groups=none,
+        made_from=torch.zeros_like(none),
+        seen_end=torch.zeros(4, dtype=torch.long),
+        span_row=torch.arange(4),
+        user_idx=torch.tensor([3, 5, 7, 9]),
+        weight=torch.ones(4),
+    )
+
+
+def make(**options: Any) -> ExplicitTasks:
+    """The auxiliary tasks of options, seeded."""
     torch.manual_seed(0)
-    return ExplicitInterests(6, 8, torch.randn(5, 6), **options)
+    return ExplicitTasks(supervision(), 8, clusters=5, **options)
 
 
-def batch(backbone: ComiRecSA) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "words": torch.randn(4, 3, 6, generator=generator),
-        "alignable": torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]).bool(),
-        "predictive": torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]).bool(),
-        "user": torch.tensor([3, 5, 7, 9]),
-        "target": torch.tensor([1, 2, 3, 4]),
-        "predict": RetrievalLoss("full_softmax", torch.ones(11, dtype=torch.long)).predict,
-    }
+def samples() -> LabelledSamples:
+    """A sample of each of the four users."""
+    return LabelledSamples(
+        history=torch.randint(1, 11, (4, 5)),
+        target=torch.tensor([1, 2, 3, 4]),
+        user_idx=torch.tensor([3, 5, 7, 9]),
+        label_embeddings=supervision().vectors,
+        alignable=torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]).bool(),
+        predictive=torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]).bool(),
+        shown=torch.zeros(4, 5, dtype=torch.long),
+    )
+
+
+def losses(
+    made: ExplicitTasks, backbone: ComiRecSA, seen: LabelledSamples, weights: dict[str, float] | None = None
+) -> dict[str, torch.Tensor]:
+    """Losses of all tasks at weight 1, with the labelled samples as the batch too."""
+    interests = backbone(seen.history)
+    weights = weights or dict.fromkeys(made.tasks, 1.0)
+    return made(backbone, interests, seen.target, interests, seen, weights, FullSoftmax())
 
 
 @pytest.mark.parametrize("prediction", ["next_item", "interest", "none"])
 @pytest.mark.parametrize("alignment", ["infonce", "cosine", "mse", "none"])
 @pytest.mark.parametrize("matching", ["optimal", "greedy", "soft"])
-def test_every_task_trains_what_it_should(prediction, alignment, matching) -> None:
+def test_every_task_trains_what_it_should(prediction: str, alignment: str, matching: str) -> None:
     torch.manual_seed(0)
     backbone = ComiRecSA(10, 5, embed_dim=8)
-    made = head(prediction=prediction, alignment=alignment, matching=matching)
-    found = made(backbone, backbone(torch.randint(1, 11, (4, 5))), **batch(backbone))
+    made = make(prediction=prediction, alignment=alignment, matching=matching)
+    found = losses(made, backbone, samples())
     on = {"semantic_prediction": prediction != "none", "modality_alignment": alignment != "none"}
     assert set(found) == {name for name, wanted in on.items() if wanted}
     if found:
@@ -96,12 +139,13 @@ def test_every_task_trains_what_it_should(prediction, alignment, matching) -> No
 
 def test_interests_that_may_not_be_used_change_nothing() -> None:
     torch.manual_seed(0)
-    backbone, made = ComiRecSA(10, 5, embed_dim=8), head()
-    interests, parts = backbone(torch.randint(1, 11, (4, 5))), batch(backbone)
-    before = made(backbone, interests, **parts)
-    hidden = ~(parts["alignable"] | parts["predictive"])
-    parts["words"] = torch.where(hidden[..., None], torch.randn(4, 3, 6), parts["words"])
-    after = made(backbone, interests, **parts)
+    backbone, made, seen = ComiRecSA(10, 5, embed_dim=8), make(), samples()
+    before = losses(made, backbone, seen)
+    hidden = ~(seen.alignable | seen.predictive)
+    words = torch.where(hidden[..., None], torch.randn(4, 3, 6), seen.label_embeddings)
+    assert not torch.equal(words, seen.label_embeddings)
+    after = losses(made, backbone, seen._replace(label_embeddings=words))
+    assert len(before) == 2
     for name in before:
         torch.testing.assert_close(before[name], after[name])
 
@@ -109,49 +153,69 @@ def test_interests_that_may_not_be_used_change_nothing() -> None:
 def test_nothing_usable_gives_zero_with_gradients() -> None:
     torch.manual_seed(0)
     backbone = ComiRecSA(10, 5, embed_dim=8)
+    none = torch.zeros(4, 3).bool()
     for prediction in ("next_item", "interest"):
-        parts = batch(backbone)
-        parts["alignable"], parts["predictive"] = torch.zeros(4, 3).bool(), torch.zeros(4, 3).bool()
-        found = head(prediction=prediction)(backbone, backbone(torch.randint(1, 11, (4, 5))), **parts)
+        found = losses(make(prediction=prediction), backbone, samples()._replace(alignable=none, predictive=none))
+        assert len(found) == 2
         assert all(value.item() == 0 for value in found.values())
         sum(found.values(), start=torch.zeros(())).backward()
 
 
-def test_next_interest_is_the_cross_entropy_of_what_the_target_serves() -> None:
+def linked() -> ItemInterests:
+    """Ten items, each linked to two of seven explicit interests."""
+    return ItemInterests(torch.randn(7, 6), torch.randint(0, 7, (11, 2)), torch.rand(11, 2).softmax(dim=1))
+
+
+def test_next_interest_is_the_cross_entropy_of_what_the_target_is_linked_to() -> None:
     torch.manual_seed(0)
-    backbone = ComiRecSA(10, 5, embed_dim=8)
-    served = ItemInterests(torch.randn(7, 6), torch.randint(0, 7, (11, 2)), torch.rand(11, 2).softmax(dim=1))
-    made = head(prediction="next_interest", alignment="none", served=served)
+    backbone, links = ComiRecSA(10, 5, embed_dim=8), linked()
+    made = make(prediction="next_interest", alignment="none", links=links)
     interests, target = backbone(torch.randint(1, 11, (4, 5))), torch.tensor([1, 2, 3, 4])
-    loss = made.predict_next_interest(backbone, interests, target)
-    words, expected = made.adapter(served.vectors).detach(), 0.0
+    found = made(backbone, interests, target, None, None, {"semantic_prediction": 1.0}, FullSoftmax())
+    loss = found["semantic_prediction"]
+    words, expected = made.adapter(links.vectors).detach(), 0.0
     for row, item in enumerate(target.tolist()):
         scores = interests.vectors[row] @ backbone.item_vectors(target)[row]
         told = (words @ interests.vectors[row, scores.argmax()].detach()).log_softmax(dim=0)
-        for one, share in zip(served.interest[item], served.share[item], strict=True):
+        for one, share in zip(links.interest[item], links.share[item], strict=True):
             expected -= float(share * told[one]) / 4
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert backbone.item_embedding.weight.grad is not None
     assert all(param.grad is not None for param in made.parameters())
-    assert "vocabulary" not in made.state_dict()  # made again from the labels
+    assert not any("vocabulary" in name for name in made.state_dict())  # made again from the labels
+    with pytest.raises(ConfigError, match="next_interest.* needs links"):
+        make(prediction="next_interest")
 
 
-def test_the_schedule_ends_with_its_epochs() -> None:
-    assert [schedule(epoch, 2, 2, 4) for epoch in range(6)] == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+def test_tasks_of_labelled_samples_are_left_out_without_samples() -> None:
+    torch.manual_seed(0)
+    backbone = ComiRecSA(10, 5, embed_dim=8)
+    made = make(prediction="next_interest", links=linked())
+    interests, target = backbone(torch.randint(1, 11, (4, 5))), torch.tensor([1, 2, 3, 4])
+    found = made(backbone, interests, target, None, None, made.weights_at(0, 0), FullSoftmax())
+    assert set(made.weights_at(0, 0)) == {"semantic_prediction", "modality_alignment"}
+    assert set(found) == {"semantic_prediction"}
+
+
+def test_losses_are_weighted() -> None:
+    torch.manual_seed(0)
+    backbone, made, seen = ComiRecSA(10, 5, embed_dim=8), make(), samples()
+    plain = losses(made, backbone, seen)
+    found = losses(made, backbone, seen, {"semantic_prediction": 0.5, "modality_alignment": 3.0})
+    torch.testing.assert_close(found["semantic_prediction"], 0.5 * plain["semantic_prediction"])
+    torch.testing.assert_close(found["modality_alignment"], 3.0 * plain["modality_alignment"])
+    assert set(losses(made, backbone, seen, {"modality_alignment": 1.0})) == {"modality_alignment"}
 
 
 def test_frozen_items_are_left_to_the_recommendation_loss() -> None:
     torch.manual_seed(0)
-    backbone = ComiRecSA(10, 5, embed_dim=8)
-    made, interests = head(frozen_items=True), backbone(torch.randint(1, 11, (4, 5)))
-    found = made(backbone, interests, **batch(backbone))
+    backbone, made, seen = ComiRecSA(10, 5, embed_dim=8), make(frozen_items=True), samples()
+    found = losses(made, backbone, seen)
     found["semantic_prediction"].backward(retain_graph=True)
     assert backbone.item_embedding.weight.grad is None
     assert all(param.grad is not None for param in made.adapter.parameters())
-    assert torch.equal(
-        found["semantic_prediction"], head()(backbone, interests, **batch(backbone))["semantic_prediction"]
-    )
+    assert torch.equal(found["semantic_prediction"], losses(make(), backbone, seen)["semantic_prediction"])
     found["modality_alignment"].backward()
     assert backbone.item_embedding.weight.grad is not None  # by way of the history
 
@@ -183,16 +247,66 @@ def test_assignment_wants_one_behavioural_interest_for_each_explicit_one() -> No
 
 def test_assignment_is_off_unless_asked_for() -> None:
     torch.manual_seed(0)
-    backbone, made = ComiRecSA(10, 5, embed_dim=8), head()
-    interests, parts = backbone(torch.randint(1, 11, (4, 5))), batch(backbone)
-    shown = torch.zeros(4, 5, dtype=torch.long)
-    assert "interest_assignment" not in made(backbone, interests, **parts)
-    found = made(backbone, interests, **parts, shown=shown)
+    backbone, seen = ComiRecSA(10, 5, embed_dim=8), samples()
+    assert "interest_assignment" not in losses(make(), backbone, seen)
+    found = losses(make(assignment_weight=0.1), backbone, seen)
     found["interest_assignment"].backward()
     assert backbone.heads.weight.grad is not None
 
 
-def test_schedule() -> None:
-    assert [schedule(epoch, 4, 0, 10) for epoch in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [schedule(epoch, 0, 2, 10) for epoch in (7, 8, 9, 10)] == [1.0, 1.0, 0.5, 0.0]
-    assert np.isclose(schedule(0, 0, 0, 1), 1.0)
+def test_weights_rise_over_the_warm_up() -> None:
+    made = make(prediction_weight=1.0, alignment_weight=2.0, warmup_epochs=4, every=1)
+    found = [made.weights_at(epoch, 0) for epoch in range(5)]
+    assert [one["semantic_prediction"] for one in found] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [one["modality_alignment"] for one in found] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert make(prediction_weight=1.0).weights_at(0, 0)["semantic_prediction"] == 1.0
+
+
+def test_tasks_end_with_their_epochs() -> None:
+    made = make(prediction_weight=1.0, epochs=4, warmup_epochs=2)
+    found = [made.weights_at(epoch, 0).get("semantic_prediction", 0.0) for epoch in range(6)]
+    assert found == [0.5, 1.0, 1.0, 1.0, 0.0, 0.0]
+    assert made.weights_at(4, 0) == {}
+    assert make().weights_at(1000, 0) != {}  # 0 is all epochs
+
+
+def test_tasks_are_on_at_every_so_many_steps() -> None:
+    made = make(every=3)
+    assert [bool(made.weights_at(0, step)) for step in range(7)] == [True, False, False, True, False, False, True]
+    assert [bool(made.weights_at(1, step)) for step in range(4)] == [True, False, False, True]
+
+
+def test_a_weight_of_zero_leaves_a_task_out() -> None:
+    assert set(make(prediction_weight=0.0).weights_at(0, 0)) == {"modality_alignment"}
+    assert set(make(assignment_weight=0.2).weights_at(0, 0)) == {
+        "semantic_prediction",
+        "modality_alignment",
+        "interest_assignment",
+    }
+
+
+class LengthOfWords(Task):
+    """A task of another package."""
+
+    name = "length_of_words"
+
+    def __init__(self, text_dim: int, embed_dim: int) -> None:
+        super().__init__(text_dim, embed_dim)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, step: Step) -> torch.Tensor:
+        assert step.adapted is not None
+        return self.scale * step.adapted.square().mean()
+
+
+def test_a_task_of_another_package_joins_by_its_import_path() -> None:
+    torch.manual_seed(0)
+    backbone, seen = ComiRecSA(10, 5, embed_dim=8), samples()
+    path = f"{__name__}:LengthOfWords"
+    made = make(prediction="none", tasks={path: 0.5})
+    assert made.weights_at(0, 0) == {"modality_alignment": 0.1, "length_of_words": 0.5}
+    found = losses(made, backbone, seen, made.weights_at(0, 0))
+    expected = 0.5 * made.adapter(seen.label_embeddings).square().mean()
+    torch.testing.assert_close(found["length_of_words"], expected)
+    with pytest.raises(ConfigError, match="'no_such_task' is unknown"):
+        make(tasks={"no_such_task": 1.0})

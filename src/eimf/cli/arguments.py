@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eimf.core.errors import ConfigError
@@ -64,5 +65,4 @@ def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
 
 def is_file_argument(text: str) -> bool:
     """Whether an argument is a file and not a setting: a path may hold `=`."""
-    key = text.partition("=")[0]
-    return "=" not in text or (text.endswith((".yaml", ".yml")) and not key.replace(".", "").replace("_", "").isalnum())
+    return "=" not in text or Path(text).is_file()

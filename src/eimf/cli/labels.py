@@ -189,6 +189,10 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
         print(f"{config.label_cache}: {summary.describe()} | {summary.cached} known")
         for status, reason in summary.reasons.items():
             print(f"  {status}, for example: {reason}")
+        if summary.requested > summary.cached and summary.ok + summary.elsewhere == 0:
+            raise LabelError(
+                f"{config.label_cache}: none of {summary.requested - summary.cached} prompts got a usable reply."
+            )
 
     with BACKENDS[config.llm.backend].open(config.llm) as backend:
         asyncio.run(work(backend))

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eimf.cli.arguments import Commands, add_command
 from eimf.core.errors import ConfigError, DataError
@@ -31,6 +31,13 @@ def add_commands(commands: Commands) -> None:
     )
     explore.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="two or more are shown side by side")
     explore.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    explore.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a name by which browsers address it; may be repeated",
+    )
     explore.add_argument("--port", type=int, default=8411, help="default 8411; 0 takes any free one")
     explore.add_argument("--open", action="store_true", help="open the page in the browser")
     recommend = add_command(
@@ -73,7 +80,7 @@ def _index(options: argparse.Namespace) -> None:
 def _explore(options: argparse.Namespace) -> None:
     from eimf.explorer import open_runs, serve
 
-    serve(open_runs(options.run_folders), options.host, options.port, options.open)
+    serve(open_runs(options.run_folders), options.host, options.port, options.open, options.name)
 
 
 def _recommend(options: argparse.Namespace) -> None:
@@ -90,7 +97,7 @@ def _recommend(options: argparse.Namespace) -> None:
         history = _history_of(options.user, options.run_folder, model.config)
     else:
         history = [part.strip() for part in options.history.split(",") if part.strip()]
-    keep = {"filter_seen": not options.include_seen}
+    keep: dict[str, Any] = {"filter_seen": False if options.include_seen else None}
     lists = model.recommend_by_interest(history, options.n, **keep) if model.n_interests > 1 else []
     merged = model.recommend(history, options.n, diversity=options.diversity, **keep)
     table = Table(title=f"history ({len(history)} items, oldest first)", title_justify="left")

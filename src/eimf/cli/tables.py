@@ -44,18 +44,20 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
     shown = columns[-1]  # test, or validation where the test users are left alone
     for part in columns:
         table.add_column(part, justify="right")
-    untied = any(key.startswith("untied/") for one in results.values() for key in one.summary)
-    if untied:
-        table.add_column(f"{shown}, untied", justify="right")
+    beside = [
+        prefix for prefix in ("raw", "untied") if any(key.startswith(f"{prefix}/") for key in results[shown].summary)
+    ]
+    for prefix in beside:
+        table.add_column(f"{shown}, {prefix}", justify="right")
     keys = [key for key in results[shown].summary if key.split("@")[0] in SHOWN]
     for key in keys:
         row = [f"{results[part].summary[key]:.4f}" for part in columns]
-        if untied:
-            value = results[shown].summary.get(f"untied/{key}")
+        for prefix in beside:
+            value = results[shown].summary.get(f"{prefix}/{key}")
             row.append("" if value is None else f"{value:.4f}")
         table.add_row(key, *row)
     console.print(table)
-    rest = {key: value for key, value in results[shown].summary.items() if key not in keys and "untied/" not in key}
+    rest = {key: value for key, value in results[shown].summary.items() if key not in keys and "/" not in key}
     if rest:
         console.print(
             f"{shown} lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False

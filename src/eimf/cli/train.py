@@ -12,6 +12,7 @@ from eimf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from eimf.config import Config
+    from eimf.data.prepared import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
     config = load_experiment(options)
     if options.shards is None and options.ray is None:
-        print_statistics(prepare(config.dataset, config.data.root))
+        prepared = prepare(config.dataset, config.data.root)
+        print_statistics(prepared)
+        _say_repeats(config, prepared)
         return
     from eimf.data.shards import Here, RayCluster, prepare_in_shards
 
@@ -81,6 +84,19 @@ def _prepare(options: argparse.Namespace) -> None:
         raise ConfigError(f"--shards: must be 1 or more, is {options.shards}; some ten for each machine will do.")
     workers = RayCluster(options.ray) if options.ray else Here()
     print_statistics(prepare_in_shards(config.dataset, config.data.root, options.shards, workers))
+
+
+def _say_repeats(config: "Config", prepared: "Prepared") -> None:
+    """Say whether users come back to items, which decides what evaluation leaves out."""
+    from eimf.core.errors import DataError
+    from eimf.data.splits import share_of_repeats, split_sequences
+
+    try:
+        parts = split_sequences(prepared.sequences, config.split)
+    except DataError:  # too few users for this split, which matters to training only
+        return
+    share = share_of_repeats(prepared.sequences, parts.validation, parts.test)
+    log.info(f"  {share:.1%} of the held-out targets ({config.split.kind} split) repeat an item of the user's context")
 
 
 def _simulate(options: argparse.Namespace) -> None:

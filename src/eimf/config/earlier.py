@@ -79,4 +79,5 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
     if dataset["source"] not in ("amazon", "movielens"):
         dataset.pop("format", None)
     new["llm"] = {name: llm[name] for name in ("model", "temperature", "max_tokens")}  # no run depends on the rest
+    new["eval"]["filter_seen"] = str(new["eval"].get("filter_seen", False)).lower()
     return new

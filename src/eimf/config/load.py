@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -327,12 +327,19 @@ def _build(schema: type, value: Any, path: str) -> Any:
     check_keys(value, {item.name: item for item in fields(schema)}, path)
     empty = {item.name for item in fields(schema) if item.type in (str, "str")}
     value = {name: "" if one is None and name in empty else one for name, one in value.items()}
+    choices = {item.name: get_args(item.type) for item in fields(schema)}
+    value = {name: _choice(one, choices[name]) for name, one in value.items()}
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         key = f"{path}.{error.full_key}" if error.full_key else path
         raise ConfigError(f"{key}: {str(error).splitlines()[0].rstrip('.')}.") from None
+
+
+def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    """`true` and `false` as texts, where a setting has such choices."""
+    return str(value).lower() if isinstance(value, bool) and str(value).lower() in choices else value
 
 
 def _convert_scalar(hint: type, value: Any, path: str) -> Any:

@@ -284,8 +284,9 @@ class EvalConfig:
     """K of Recall@K etc. Empty: 20 and 50 (user and time split) or 10 and 20 (loo), as in the literature."""
     monitor: str = ""
     """Validation metric for early stopping. Empty: recall at 50 (user, time) or 20 (loo)."""
-    filter_seen: bool = False
-    """Never recommend items of the context (the published protocols do not filter)."""
+    filter_seen: Literal["auto", "true", "false"] = "auto"
+    """Leave the items of a user's context out of the lists, here and in serving. `auto`: if no held-out target repeats
+    an item of its user's context. Unfiltered values are reported beside, as `raw/recall@20`."""
     index: str = "flat"
     """FAISS index of final results. `flat` is exact. `hnsw`, `ivf`, `ivfpq` and any FAISS factory string, such as
     `IVF4096,PQ16`, are approximate: they also report their overlap with `flat`, and are kept in the run folder for

@@ -13,6 +13,10 @@ class DataError(EimfError):
     """Raw or prepared interactions cannot be used."""
 
 
+class TrainingError(EimfError):
+    """Training went wrong in a way that other settings may mend."""
+
+
 class LabelError(EimfError):
     """A label cache or label file cannot be used."""
 

@@ -225,7 +225,7 @@ def describe_items(
 
 
 LEAST_MATCHED = 0.01
-"""A table of items with a smaller share of the interactions' items belongs to other data, or has other ids."""
+"""A table of items with a smaller share of the interactions' items is not theirs."""
 
 
 def _matching(

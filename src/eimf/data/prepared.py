@@ -110,8 +110,10 @@ def load_prepared(folder: Path) -> Prepared:
     """
     manifest = read_manifest(folder, KIND)
     check_files(folder, manifest)
-    frame = polars.read_parquet(folder / "sequences.parquet")
+    frame = polars.read_parquet(folder / "sequences.parquet", glob=False)
     offsets = np.concatenate([[0], np.cumsum(frame["item_idx"].list.len().to_numpy().astype(np.int64))])
     flat = {name: frame[name].explode().to_numpy() for name in frame.columns if name not in ("user_idx", "user_id")}
     sequences = Sequences(flat["item_idx"], flat["timestamp"], offsets, flat.get("interest"))
-    return Prepared(folder, manifest, sequences, frame["user_id"], polars.read_parquet(folder / "items.parquet"))
+    return Prepared(
+        folder, manifest, sequences, frame["user_id"], polars.read_parquet(folder / "items.parquet", glob=False)
+    )

@@ -236,16 +236,19 @@ def _number(texts: polars.Series, known: Path) -> np.ndarray:
 
 def _count(work: Path, shard: int) -> np.ndarray:
     """Give items their numbers among all shards' items; returns how often each occurs."""
-    own, everyones = polars.read_parquet(_at(work, shard, "item_ids")), polars.read_parquet(work / "item_ids.parquet")
+    own, everyones = (
+        polars.read_parquet(_at(work, shard, "item_ids"), glob=False),
+        polars.read_parquet(work / "item_ids.parquet", glob=False),
+    )
     place = own.join(everyones.with_row_index("number"), on="id", how="left", maintain_order="left")["number"]
-    rows = polars.read_parquet(_at(work, shard, "rows"))
+    rows = polars.read_parquet(_at(work, shard, "rows"), glob=False)
     rows.with_columns(place.gather(rows["item"]).alias("item")).write_parquet(_at(work, shard, "rows"))
     return np.bincount(place.to_numpy()[rows["item"].to_numpy()], minlength=len(everyones))
 
 
 def _drop(dataset: TableConfig, work: Path, shard: int) -> np.ndarray:
     """Drop items, then users, that occur too seldom; returns how often each item is left."""
-    rows = polars.read_parquet(_at(work, shard, "rows"))
+    rows = polars.read_parquet(_at(work, shard, "rows"), glob=False)
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     enough = np.load(work / "enough.npy")
     keep = enough[item]
@@ -278,7 +281,10 @@ def _finish(work: Path, finer: bool, shard: int) -> int:
     Args:
         finer: times are kept in microseconds, not in seconds.
     """
-    rows, ids = polars.read_parquet(_at(work, shard, "rows")), polars.read_parquet(_at(work, shard, "user_ids"))["id"]
+    rows, ids = (
+        polars.read_parquet(_at(work, shard, "rows"), glob=False),
+        polars.read_parquet(_at(work, shard, "user_ids"), glob=False)["id"],
+    )
     user, index = rows["user"].to_numpy(), np.load(work / "item_index.npy")
     order = np.lexsort((rows["time"].to_numpy(), user))  # stable, as every numpy lexsort
     columns = {

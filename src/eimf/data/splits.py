@@ -57,6 +57,24 @@ class Split:
         return np.bincount(sequences.items[seen], minlength=n_items + 1)
 
 
+def share_of_repeats(sequences: Sequences, *parts: Holdout) -> float:
+    """Share of the held-out targets that repeat an item of their user's context."""
+    width, repeated, total = int(sequences.items.max(initial=0)) + 1, 0, 0
+    for part in parts:
+        contexts, targets = (_keys(sequences, *span, width) for span in ((part.start, part.cut), (part.cut, part.end)))
+        repeated += int(np.isin(targets, contexts).sum())
+        total += len(targets)
+    return repeated / max(total, 1)
+
+
+def _keys(sequences: Sequences, start: np.ndarray, end: np.ndarray, width: int) -> np.ndarray:
+    """A number for each user and item of slices."""
+    lengths = end - start
+    owner = np.repeat(np.arange(len(start)), lengths)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return owner * width + sequences.items[start[owner] + place].astype(np.int64)
+
+
 def split_sequences(sequences: Sequences, config: SplitConfig) -> Split:
     """Cut sequences by the protocol that `config.kind` names.
 

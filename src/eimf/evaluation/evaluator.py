@@ -37,7 +37,8 @@ class Evaluation:
     """Results of one pass over held-out users."""
 
     summary: dict[str, float]
-    """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps."""
+    """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps, `raw/...` of lists
+    that are not filtered."""
     per_user: polars.DataFrame
     """`user_idx, metric, k, value, tied`"""
     rankings: polars.DataFrame
@@ -64,7 +65,8 @@ class Evaluator:
     Args:
         item_vectors: vectors of all items; row 0 is padding.
         k: cut-offs of the metrics, ascending.
-        filter_seen: leave the items of a user's context out of the lists.
+        filter_seen: leave the items of a user's context out of the lists; the ranking metrics of unfiltered lists are
+            then reported beside, as `raw/...`.
         index, search: see `eimf.evaluation.retrieval.ItemIndex`.
         diversity_lambdas: weights of ComiRec's controllable aggregation to report.
         item_counts: occurrences of each item in the training interactions, for novelty.
@@ -139,6 +141,7 @@ class Evaluator:
         if not self.full:
             return
         values = {(name, k): METRICS[name](hits, n_targets, k) for name, k in self.keys}
+        raw = self._add_raw(vectors, targets) if seen is not None else {}
         self.has_ties |= bool(tied.any())
         for (name, cutoff), value in values.items():
             self._mean(f"untied/{name}@{cutoff}", value[~tied])
@@ -146,7 +149,8 @@ class Evaluator:
         if self.exact is not None:
             self._add_overlap(vectors, ranked, seen)
         self._add_trade_off(candidates, ranked, targets, n_targets)
-        everything = torch.stack([values[key] for key in self.keys]).numpy()
+        values |= raw
+        everything = torch.stack([values[key] for key in sorted(values)]).numpy()
         # Items and interests as int32: half the memory of what is kept of every user.
         lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
         self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), everything, *lists))
@@ -156,6 +160,14 @@ class Evaluator:
         if key not in self.extra:
             self.extra[key] = UserMean().to(self.device)
         self.extra[key].update(values.to(self.device))
+
+    def _add_raw(self, vectors: Float[Tensor, "B K D"], targets: Ragged) -> dict[tuple[str, int], Tensor]:
+        """The ranking metrics of lists that are not filtered."""
+        hits, n_targets = find_hits(retrieve(self.index, vectors, self.depth).items, targets)
+        values = {(f"raw/{name}", k): METRICS[name](hits, n_targets, k) for name, k in self.keys}
+        for (name, k), value in values.items():
+            self._mean(f"{name}@{k}", value)
+        return values
 
     def _add_lists(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, hits: Bool[Tensor, "B N"]) -> None:
         """How the lists spread over the catalogue and over the interests."""
@@ -221,6 +233,8 @@ class Evaluator:
         """Values and lists of every user, in the order of their numbers."""
         order = np.argsort(whole.user, kind="stable")
         user, tied, items = whole.user[order].astype(np.int32), whole.tied[order], whole.items[order]
+        raw = [(f"raw/{name}", k) for name, k in self.keys] if len(whole.values) > len(self.keys) else []
+        keys = sorted([*self.keys, *raw])
         per_user = [
             polars.DataFrame({"user_idx": user, "value": values[order], "tied": tied}).select(
                 "user_idx",
@@ -229,7 +243,7 @@ class Evaluator:
                 "value",
                 "tied",
             )
-            for (name, k), values in zip(self.keys, whole.values, strict=True)
+            for (name, k), values in zip(keys, whole.values, strict=True)
         ]
         rankings = polars.DataFrame(
             {

@@ -50,6 +50,9 @@ def load_supervision(
     made = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
     log.info(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
+    models = sorted({label.model for _, _, label, _ in matched.rows})
+    if len(models) > 1:
+        log.info(f"  labels of {len(models)} models are mixed: {', '.join(models)}")
     if config.propagate:
         titles = encode_items(prepared.items, encoder, root).vectors
         labelled = len(made)

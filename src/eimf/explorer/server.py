@@ -3,19 +3,21 @@
 import logging
 import socket
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from typing import TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eimf.core.errors import ConfigError, EimfError
 from eimf.explorer.view import Explorer
@@ -42,6 +44,26 @@ POLICY = (
 )
 
 
+QUERY_CHARACTERS, SEARCH_CHARACTERS = 20_000, 200
+
+
+class _Headers:
+    """Adds headers of safety to every reply, errors too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
 def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
     """The web application.
 
@@ -52,9 +74,7 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
 
     def asset(request: Request) -> Response:
         name, kind = FILES[request.url.path]
-        return Response(
-            (files("eimf.explorer") / name).read_bytes(), media_type=kind, headers={"Content-Security-Policy": POLICY}
-        )
+        return Response((files("eimf.explorer") / name).read_bytes(), media_type=kind)
 
     def answer(make: Callable[[Request], object]) -> Callable[[Request], Response]:
         def endpoint(request: Request) -> Response:
@@ -67,6 +87,8 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
 
     def look(request: Request) -> object:
         query = request.query_params
+        if len(request.url.query) > QUERY_CHARACTERS:
+            raise ConfigError(f"the query has {len(request.url.query):,} characters, at most {QUERY_CHARACTERS:,} go.")
         n, diversity = _number(query.get("n", "10"), "n", int), _number(query.get("diversity", "0"), "diversity", float)
         if user_id := query.get("user", ""):
             user = explorer.user(user_id)
@@ -81,10 +103,13 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
         routes=[
             *(Route(path, asset) for path in FILES),
             Route("/api/about", answer(lambda _: explorer.describe())),
-            Route("/api/suggest", answer(lambda request: explorer.suggest(request.query_params.get("q", "")))),
+            Route(
+                "/api/suggest",
+                answer(lambda request: explorer.suggest(request.query_params.get("q", "")[:SEARCH_CHARACTERS])),
+            ),
             Route("/api/look", answer(look)),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={HTTPException: problem},
     )
 
@@ -96,12 +121,13 @@ def _number(text: str, name: str, kind: Callable[[str], Number]) -> Number:
         raise ConfigError(f"{name}: must be a number, is {text[:40]!r}.") from None
 
 
-def serve(explorer: Explorer, host: str, port: int, browser: bool = False) -> None:
+def serve(explorer: Explorer, host: str, port: int, browser: bool = False, names: Sequence[str] = ()) -> None:
     """Serve until interrupted.
 
     Args:
         host: loopback by default; another address opens the model, and the users' histories, to the network.
         port: 0 takes any free one.
+        names: further host names by which browsers may address it, such as this machine's.
 
     Raises:
         ConfigError: the address cannot be had.
@@ -111,17 +137,17 @@ def serve(explorer: Explorer, host: str, port: int, browser: bool = False) -> No
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"--host, --port: cannot listen on {host}:{port} ({error.strerror}); choose others."
-        ) from None
+    except (OSError, UnicodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not an address"
+        raise ConfigError(f"--host, --port: cannot listen on {host[:80]!r}:{port} ({reason}); choose others.") from None
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
     log.info(f"explorer: {address} (Ctrl-C ends it)")
     if host not in LOOPBACK:
         log.warning("  this is not the loopback address: whoever reaches this machine can read the users' histories")
     if browser:
         webbrowser.open(address)
-    hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else ("*",)
+    own = (host, f"[{host}]", socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
+    hosts = tuple(dict.fromkeys((*LOOPBACK, "[::1]", *own, *names)))
     server = uvicorn.Server(uvicorn.Config(build_app(explorer, hosts), log_level="warning"))
     with suppress(KeyboardInterrupt):  # Ctrl-C is how this ends, and uvicorn raises it again
         server.run([listener])

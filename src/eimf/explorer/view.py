@@ -65,6 +65,7 @@ class Explorer:
             config = run.model.config
             explicit = " with explicit interests" if config.eimf.enabled else ""
             about = f"{config.backbone.name}{explicit}, {config.dataset.name}, seed {config.seed}"
+            about += "" if run.model.filters_seen else ", unfiltered"
             runs.append({"name": run.name, "about": about, "interests": run.model.n_interests})
         users = len(self.prepared.user_ids) if self.prepared is not None else 0
         return {"runs": runs, "items": len(self.items), "users": users, "missing": self.missing}

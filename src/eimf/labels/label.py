@@ -74,6 +74,7 @@ def make_record(
     *,
     text: str = "",
     refused: bool = False,
+    cut: bool = False,
     failure: str = "",
     tokens_in: int = 0,
     tokens_out: int = 0,
@@ -87,6 +88,8 @@ def make_record(
         status, interests, reason = parse_reply(text, len(request.history))
         if refused and status != "ok":
             status, reason = "refused", shorten(text) or "refused by the endpoint"
+        elif cut and status != "ok":
+            reason = f"{reason}; it was cut off at llm.max_tokens, which may be raised"
     return Record(
         key=request_key(request.prompt, model, params),
         user_id=request.user_id,

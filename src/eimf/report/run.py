@@ -23,7 +23,7 @@ from eimf.labels.source import is_cache, label_source, read_labels
 from eimf.report.figures import intervals, lines, points
 from eimf.report.page import Section, number
 from eimf.runs.curves import read_curves
-from eimf.runs.folder import read_results
+from eimf.runs.folder import read_frame, read_results
 from eimf.serving.recommender import Recommender
 from eimf.serving.recommender import load as load_model
 from eimf.training.build import build_data
@@ -51,20 +51,28 @@ def describe_run(folder: Path) -> list[Section]:
     summary = results[part]
     answer = (
         f"{config.backbone.name} on {config.dataset.name} ({config.split.kind} split, seed {config.seed}) finds "
-        f"{summary[shown]:.2f} of what {part} users choose next among {shown.split('@')[1]} recommendations."
+        f"{summary[shown]:.2f} of what {part} users choose next among {shown.split('@')[1]} recommendations "
+        + (
+            "that they do not have yet."
+            if results.get("filter_seen")
+            else "(unfiltered: the lists may hold what they have)."
+        )
     )
-    keys = [key for key in summary if not key.startswith(("untied/", *USE))]
+    keys = [key for key in summary if not key.startswith(("untied/", "raw/", *USE))]
+    beside = [prefix for prefix in ("raw", "untied") if any(key.startswith(f"{prefix}/") for key in summary)]
     rows = tuple(
-        (key, *(number(results.get(p, {}).get(key)) for p in ("val", "test")), number(summary.get(f"untied/{key}")))
+        (
+            key,
+            *(number(results.get(p, {}).get(key)) for p in ("val", "test")),
+            *(number(summary.get(f"{prefix}/{key}")) for prefix in beside),
+        )
         for key in keys
     )
-    head = ("metric", "val", "test", f"{part}, untied")
-    if not any(row[-1] for row in rows):
-        rows, head = tuple(row[:-1] for row in rows), head[:-1]
+    head = ("metric", "val", "test", *(f"{part}, {prefix}" for prefix in beside))
     sections = [Section("Result", (answer,), head, rows)]
     sections.append(Section("Learning curves", charts=_curves(folder)))
     name, k = shown.split("@")
-    values = polars.read_parquet(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
+    values = read_frame(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
     groups = group_held_out(config, data, part)
     table = (
         groups.join(values.with_columns(polars.col("user_idx").cast(polars.Int32)), on="user_idx")

@@ -1,14 +1,16 @@
 """A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import torch
 
 from eimf.backbones import BACKBONES, Backbone
-from eimf.config.load import from_dict
+from eimf.config.load import from_dict, to_dict
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
 from eimf.core.files import make_folder, sha256_file, write_json_atomic
@@ -31,22 +33,55 @@ ORIGIN = "eimf"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run; empty for runs of before it was written."""
-    return json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
+    """`run.json` of a run; empty for runs of before it was written.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = folder / RUN
+    return _read_json(path, f"restore it, or train again: eimf train {folder}/config.yaml") if path.is_file() else {}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """`results.json` of a finished run.
 
     Raises:
-        ArtifactError: the run is not finished.
+        ArtifactError: the run is not finished, or the file is damaged.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no {RESULTS}; the run is not finished. Continue it with --resume.")
+    return _read_json(path, f"write it again: eimf train --resume {folder}")
+
+
+def _read_json(path: Path, mend: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: damaged or unreadable ({str(error)[:100]}); {mend}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: damaged (no JSON object); {mend}")
+    return value
+
+
+def read_frame(path: Path, digest: str = "") -> polars.DataFrame:
+    """A table of a run folder.
+
+    Args:
+        digest: SHA-256 that the file must have; empty does not check.
+
+    Raises:
+        ArtifactError: missing, damaged or changed.
     """
     try:
-        return json.loads((folder / RESULTS).read_text())
+        if digest and sha256_file(path) != digest:
+            raise ArtifactError(f"{path}: changed since it was written; restore it, or train again.")
+        return polars.read_parquet(path, glob=False)
     except FileNotFoundError:
-        raise ArtifactError(f"{folder}: no results.json; the run is not finished. Continue it with --resume.") from None
-    except ValueError as error:
-        raise ArtifactError(f"{folder / RESULTS}: damaged ({error}); evaluate or train again.") from None
+        raise ArtifactError(f"{path.parent}: no {path.name}; give the whole folder of a finished run.") from None
+    except (OSError, polars.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ArtifactError(f"{path}: damaged or unreadable ({reason}); restore it, or train again.") from None
 
 
 def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
@@ -80,23 +115,56 @@ def restore_backbone(checkpoint: dict[str, Any], folder: Path) -> tuple[Backbone
     return backbone.eval(), config
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The best checkpoint of a run, read without executing anything in it (`weights_only`).
+def read_checkpoint(folder: Path, name: str = BEST) -> dict[str, Any]:
+    """A checkpoint of a run, read without executing anything in it (`weights_only`), every byte of it checked.
+
+    Args:
+        name: `BEST` or `LAST`.
 
     Raises:
         ArtifactError: missing, damaged, or not written by EIMF.
     """
-    path = folder / BEST
+    path = folder / name
     if not path.is_file():
         raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:  # torch does not compare the checksums
+                raise ArtifactError(f"{path}: cannot be loaded ({broken} is damaged); restore it, or train again.")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except ArtifactError:
+        raise
     except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); train again.") from None
+        raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); restore it, or train again.") from None
     if not isinstance(checkpoint, dict) or ORIGIN not in checkpoint:
         raise ArtifactError(f"{path}: was not written by eimf train; give the folder of a run.")
     return checkpoint
+
+
+FREE = ("data.root", "data.eval_batch_size", "eval", "logger", "llm", "optim.dense_limit", "experiment", "trainer")
+"""Settings that a run may change without being another one."""
+
+
+def check_config(config: Config, checkpoint: dict[str, Any], folder: Path) -> None:
+    """Refuse a `config.yaml` that is not the one of the checkpoint.
+
+    Raises:
+        ArtifactError: names the setting and both values.
+    """
+    trained, given = to_dict(from_dict(checkpoint[ORIGIN]["config"])), to_dict(config)
+    for section, values in trained.items():
+        pairs = [(section, values, given.get(section))]
+        if isinstance(values, dict):
+            names = list(dict.fromkeys([*values, *given[section]]))
+            pairs = [(f"{section}.{name}", values.get(name), given[section].get(name)) for name in names]
+        for key, was, now in pairs:
+            free = key in FREE or (section in FREE and key not in ("trainer.max_epochs", "trainer.patience"))
+            if was != now and not free:
+                raise ArtifactError(
+                    f"{folder}/config.yaml: {key} is {now!r}, but the checkpoint was trained with {was!r}; restore the "
+                    "file, or train again."
+                )
 
 
 def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:

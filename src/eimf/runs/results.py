@@ -47,11 +47,15 @@ def write_results(
     config: Config,
     prepared: Prepared,
     costs: Mapping[str, float],
+    filters_seen: bool,
 ) -> None:
     """Write `results.json`, `metrics.parquet` and `rankings.parquet` of a run.
 
     `metrics.parquet`: `user_idx, user_id, metric, k, value, tied, part`. `rankings.parquet`, of test users: `user_idx,
     user_id, rank, item_idx, item_id, score, interest`. Both have the raw ids, so that they can be joined with anything.
+
+    Args:
+        filters_seen: whether the lists leave out the items of the context.
     """
     users = prepared.user_ids.rename("user_id")
     items = prepared.items["item_id"]
@@ -70,6 +74,7 @@ def write_results(
         {
             "experiment": config.run_name,
             "seed": config.seed,
+            "filter_seen": filters_seen,
             "data_digest": prepared.digest,
             "package_version": __version__,
             "users": {part: one.per_user["user_idx"].n_unique() for part, one in results.items()},

@@ -25,7 +25,7 @@ from eimf.core.errors import ArtifactError, DataError
 from eimf.data.batch import Ragged
 from eimf.data.prepared import leaf_categories
 from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.runs.folder import ORIGIN, open_index, read_checkpoint, restore_backbone
+from eimf.runs.folder import ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -43,13 +43,20 @@ class Recommendation(NamedTuple):
 class Recommender:
     """A trained backbone with its catalogue and a retrieval index. Safe to share between threads for reading."""
 
-    def __init__(self, backbone: Backbone, config: Config, items: polars.DataFrame, index: ItemIndex) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: Config,
+        items: polars.DataFrame,
+        index: ItemIndex,
+        filters_seen: bool = True,
+    ) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
         self._titles = ["", *items["title"]]
         self._ids = ["", *items["item_id"]]
         self._categories = torch.from_numpy(leaf_categories(items)).long()
-        self.index = index
+        self.index, self.filters_seen = index, filters_seen
 
     @property
     def n_interests(self) -> int:
@@ -134,27 +141,27 @@ class Recommender:
         return [self._number[item] for item in history]
 
     def recommend(
-        self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True, diversity: float = 0.0
+        self, history: Sequence[str], n: int = 10, *, filter_seen: bool | None = None, diversity: float = 0.0
     ) -> list[Recommendation]:
         """The n best items for a history, over all interests.
 
         Args:
             history: item ids, oldest first; the user need not have been in the training data.
-            filter_seen: leave out the items of the history.
+            filter_seen: leave out the items of the history; None does as the run's evaluation did.
             diversity: weight of ComiRec's controllable aggregation by category; 0 ranks by score alone.
 
         Raises:
             DataError: the history is empty or has an unknown item.
         """
         vectors = self.interests(history)[None]
-        seen = self._seen(history) if filter_seen else None
+        seen = self._seen(history) if self._filters(filter_seen) else None
         found = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
         if diversity:
             found = rerank_diverse(found, self._categories, n, diversity)
         return self._named(found.items[0], found.scores[0], found.interest[0])
 
     def recommend_by_interest(
-        self, history: Sequence[str], n: int = 10, *, filter_seen: bool = True
+        self, history: Sequence[str], n: int = 10, *, filter_seen: bool | None = None
     ) -> list[list[Recommendation]]:
         """The n best items of every single interest; an item may be in several lists.
 
@@ -162,12 +169,15 @@ class Recommender:
             DataError: the history is empty or has an unknown item.
         """
         vectors = self.interests(history)[:, None]  # every interest as a user of its own
-        seen = self._seen(history, len(vectors)) if filter_seen else None
+        seen = self._seen(history, len(vectors)) if self._filters(filter_seen) else None
         found = retrieve(self.index, vectors, n, seen)
         return [
             self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
             for k in range(len(vectors))
         ]
+
+    def _filters(self, asked: bool | None) -> bool:
+        return self.filters_seen if asked is None else asked
 
     def _seen(self, history: Sequence[str], rows: int = 1) -> Ragged:
         """The items of a history, for each of so many rows."""
@@ -189,9 +199,7 @@ def load(run: str | PathLike[str]) -> Recommender:
     folder = Path(run)
     checkpoint = read_checkpoint(folder)
     origin = checkpoint[ORIGIN]
-    if not (folder / "items.parquet").is_file():
-        raise ArtifactError(f"{folder}: no items.parquet; give the whole folder of a run.")
-    items = polars.read_parquet(folder / "items.parquet")
+    items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
     if len(items) != origin["n_items"]:
         raise ArtifactError(
             f"{folder}/items.parquet: has {len(items)} items, the checkpoint {origin['n_items']}; they are of "
@@ -200,4 +208,4 @@ def load(run: str | PathLike[str]) -> Recommender:
     backbone, config = restore_backbone(checkpoint, folder)
     with torch.inference_mode():
         index = open_index(folder, backbone.item_vectors().float().numpy())
-    return Recommender(backbone, config, items, index)
+    return Recommender(backbone, config, items, index, origin.get("filter_seen", True))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from eimf.core.errors import ArtifactError
 from eimf.evaluation.groups import place_of_level
-from eimf.runs.folder import read_results
+from eimf.runs.folder import read_frame, read_results
 from eimf.studies.significance import Difference, compare_paired, holm
 
 LEVEL = 0.05
@@ -70,10 +70,7 @@ def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
     Raises:
         ArtifactError: the run has no metrics of that part.
     """
-    try:
-        frame = polars.read_parquet(folder / "metrics.parquet").filter(part=part)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{folder}/metrics.parquet: cannot be read ({error}); run it again.") from None
+    frame = read_frame(folder / "metrics.parquet").filter(part=part)
     if frame.is_empty():
         raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
     groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
@@ -98,6 +95,7 @@ def compare(
         ArtifactError: a run is not finished, or was evaluated on other users than the rest.
     """
     said = {variant: {seed: read_results(path) for seed, path in found.items()} for variant, found in runs.items()}
+    _check_filters(runs, said)
     part = "test" if all("test" in one for found in said.values() for one in found.values()) else "val"
     users = _read_all(runs, baseline, part)
     tests: dict[tuple[str, str], tuple[Difference, float]] = {}
@@ -122,6 +120,19 @@ def compare(
     costs = {variant: _mean_costs(list(found.values())) for variant, found in said.items()}
     folders = {variant: {seed: str(path) for seed, path in found.items()} for variant, found in runs.items()}
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
+
+
+def _check_filters(runs: Mapping[str, Mapping[int, Path]], said: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:
+    """Refuse to compare lists that leave out seen items with lists that do not; earlier runs never left them out."""
+    kinds: dict[bool, Path] = {}
+    for variant, found in said.items():
+        for seed, results in found.items():
+            kinds.setdefault(bool(results.get("filter_seen", False)), runs[variant][seed])
+    if len(kinds) > 1:
+        raise ArtifactError(
+            f"{kinds[False]}: its lists are unfiltered, those of {kinds[True]} leave out the items that a user has; "
+            "train or evaluate both with the same eval.filter_seen."
+        )
 
 
 Users = dict[str, dict[int, dict[str, polars.Series]]]

@@ -18,7 +18,7 @@ class Difference(NamedTuple):
     p_bootstrap: float
     """Two-sided, over users and seeds."""
     p_seeds: float
-    """Two-sided paired t-test over the seeds' means; NaN with fewer than two seeds."""
+    """Two-sided paired t-test over the seeds' means; NaN with fewer than two seeds, or without variance."""
 
 
 def compare_paired(
@@ -59,13 +59,16 @@ def compare_paired(
 
 
 def paired_t_test(variant: Float[ndarray, " S"], baseline: Float[ndarray, " S"]) -> float:
-    """Two-sided p of a paired t-test; NaN with fewer than two pairs, 1 where all pairs are equal."""
+    """Two-sided p of a paired t-test; NaN with fewer than two pairs, or where all differences are equal.
+
+    Without variance the test says nothing: two seeds that happen to differ by the same are no proof.
+    """
     difference = variant - baseline
     if len(difference) < 2:
         return float("nan")
     scale = max(np.abs(variant).max(), np.abs(baseline).max())
-    if np.ptp(difference) <= 1e-12 * scale:  # without spread, but for rounding, the test is undefined
-        return 1.0 if abs(difference[0]) <= 1e-12 * scale else 0.0
+    if np.ptp(difference) <= 1e-12 * scale:  # equal, but for rounding
+        return float("nan")
     return float(stats.ttest_rel(variant, baseline)[1])
 
 

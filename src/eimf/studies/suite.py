@@ -141,7 +141,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
                 "user by user, so give a suite for each."
             )
     metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
-    if wrong := [metric for metric in metrics if metric not in first.metric_keys]:
+    if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in first.metric_keys]:
         raise ConfigError(
             f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(first.metric_keys))}."
         )

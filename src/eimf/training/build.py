@@ -80,14 +80,14 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
         weight_decay=optim.weight_decay,
         schedule=optim.schedule,
         k=config.cutoffs,
-        filter_seen=evaluation.filter_seen,
+        filter_seen="auto" if evaluation.filter_seen == "auto" else evaluation.filter_seen == "true",
         index=evaluation.index,
         search=evaluation.search,
         diversity_lambdas=evaluation.diversity_lambdas,
         seed=config.seed,
         tasks=tasks,
     )
-    model.observe(data.item_counts, data.categories)
+    model.observe(data.item_counts, data.categories, data.repeats)
     return model
 
 

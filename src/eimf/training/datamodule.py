@@ -15,7 +15,7 @@ from eimf.core.options import take_options
 from eimf.data.batch import HoldoutBatches, TrainingBatches
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
-from eimf.data.splits import Holdout, split_sequences
+from eimf.data.splits import Holdout, share_of_repeats, split_sequences
 from eimf.data.text import DEFAULT_ENCODER
 from eimf.explicit.load import load_supervision
 from eimf.explicit.sampling import LabelledSampler
@@ -46,6 +46,7 @@ class InteractionData(pl.LightningDataModule):
         split: the slices of the data that are trained on and held out.
         item_counts: i64[I + 1], occurrences in the training slices.
         categories: i64[I + 1], a number for each item's category, 0 where unknown.
+        repeats: share of the held-out targets that repeat an item of their user's context.
         supervision: the labels as tensors; None without labels.
 
     Raises:
@@ -76,6 +77,7 @@ class InteractionData(pl.LightningDataModule):
         self.split = split_sequences(prepared.sequences, split)
         self.item_counts = torch.from_numpy(self.split.item_counts(prepared.sequences, prepared.n_items))
         self.categories = torch.from_numpy(prepared.categories).long()
+        self.repeats = share_of_repeats(prepared.sequences, self.split.validation, self.split.test)
         self.supervision: Supervision | None = None
         if labels is not None:
             found = read_labels(labels) if isinstance(labels, str | Path) else labels

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from eimf.config.load import from_dict, load
+from eimf.config.load import load
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.prepare import prepare
@@ -20,7 +20,7 @@ from eimf.data.text import encode_items
 from eimf.evaluation.evaluator import Evaluation
 from eimf.evaluation.groups import distance_to_labelled, group_users
 from eimf.labels.typical import user_vectors
-from eimf.runs.folder import BEST, ORIGIN, check_data, read_checkpoint
+from eimf.runs.folder import BEST, ORIGIN, check_config, check_data, read_checkpoint
 from eimf.training.build import build_data, build_model, build_trainer, quiet_lightning
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
@@ -52,14 +52,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
     allowed = ("eval.", "trainer.", "data.eval_batch_size=", "data.root=")
     if wrong := [text for text in overrides if not text.startswith(allowed)]:
         raise ConfigError(f"{wrong[0]!r}: only eval.*, trainer.*, data.root and data.eval_batch_size can change here.")
+    check_config(load(folder / "config.yaml"), checkpoint, folder)
     config = load(folder / "config.yaml", overrides)
-    trained_on = from_dict(checkpoint[ORIGIN]["config"])
-    for section in ("dataset", "split", "backbone"):
-        if getattr(config, section) != getattr(trained_on, section):
-            raise ArtifactError(
-                f"{folder}/config.yaml: its {section} section is not the one that {BEST} was trained with; restore "
-                "it, or train again."
-            )
     prepared = prepare(config.dataset, config.data.root, checkpoint[ORIGIN]["data_digest"])
     check_data(checkpoint, prepared, folder)
     data = build_data(config, prepared, labelled=False)

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
 from eimf.config.components import BACKBONES, LOSSES
-from eimf.core.errors import ConfigError
+from eimf.core.errors import ConfigError, TrainingError
 from eimf.core.registry import Registry
 from eimf.data.batch import Batch, EvalBatch, LabelledSamples
 from eimf.evaluation.evaluator import Evaluation, Evaluator
@@ -30,6 +30,8 @@ from eimf.runs.folder import ORIGIN
 from eimf.training.optimizers import build_optimizer
 
 RANDOM = "eimf_random_state"
+DIVERGED = 1e6
+"""No loss that learns is as large: the softmax over a billion items begins at 21 nats."""
 Spec = Mapping[str, Any]
 """A backbone or loss in plain values, as a checkpoint has it."""
 
@@ -49,7 +51,8 @@ class MultiInterestModel(pl.LightningModule):
         weight_decay: L2 (adam) or decoupled (adamw).
         schedule: `cosine` lowers the rate to 0 over the trainer's `max_epochs`.
         k: cut-offs of the metrics.
-        filter_seen: leave the items of a user's context out of the lists.
+        filter_seen: leave the items of a user's context out of the lists. `auto` does so unless held-out targets repeat
+            such items (`observe`). Unfiltered values are reported beside, as `raw/...`.
         index, search: of `trainer.validate` and `trainer.test`, see `eimf.evaluation.ItemIndex`.
         diversity_lambdas: weights of ComiRec's controllable aggregation to report.
         seed: dropout and negatives of every epoch are sampled from (seed, epoch, process), so that a resumed run gives
@@ -76,7 +79,7 @@ class MultiInterestModel(pl.LightningModule):
         weight_decay: float = 0.0,
         schedule: Literal["constant", "cosine"] = "constant",
         k: Sequence[int] = (10, 20, 50),
-        filter_seen: bool = False,
+        filter_seen: bool | Literal["auto"] = "auto",
         index: str = "flat",
         search: int = 0,
         diversity_lambdas: Sequence[float] = (0.0, 0.05, 0.1, 0.25),
@@ -119,12 +122,22 @@ class MultiInterestModel(pl.LightningModule):
         self.evaluations: dict[str, Evaluation] = {}
         self._item_counts: Tensor | None = None
         self._categories: Tensor | None = None
+        self._repeats = 0.0
         self._pass: Evaluator | None = None
         self._random_state: Tensor | None = None
         self._restored = False
 
+    @property
+    def filters_seen(self) -> bool:
+        """Whether the lists leave out the items of a user's context."""
+        wanted = self.hparams["filter_seen"]
+        return self._repeats == 0 if wanted == "auto" else bool(wanted)
+
     def observe(
-        self, item_counts: Int[Tensor, " I_plus_1"], categories: Int[Tensor, " I_plus_1"] | None = None
+        self,
+        item_counts: Int[Tensor, " I_plus_1"],
+        categories: Int[Tensor, " I_plus_1"] | None = None,
+        repeats: float = 0.0,
     ) -> None:
         """Take what is known of the items. A data module with these attributes is asked by itself.
 
@@ -132,8 +145,10 @@ class MultiInterestModel(pl.LightningModule):
             item_counts: occurrences of each item in the training interactions: for losses and backbones that need
                 frequencies, and for the metric novelty.
             categories: number of each item's category, 0 where unknown, for the metrics of diversity.
+            repeats: share of the held-out targets that repeat an item of their user's context, for
+                `filter_seen="auto"`.
         """
-        self._item_counts, self._categories = item_counts.cpu(), categories
+        self._item_counts, self._categories, self._repeats = item_counts.cpu(), categories, repeats
         if not self._restored:
             self.backbone.observe(item_counts)
         self.loss.observe(item_counts)
@@ -148,7 +163,7 @@ class MultiInterestModel(pl.LightningModule):
                 f"n_items: the backbone has {self.backbone.n_items}, the data have {len(counts) - 1}; make the "
                 "backbone with data.n_items."
             )
-        self.observe(counts, getattr(data, "categories", None))
+        self.observe(counts, getattr(data, "categories", None), getattr(data, "repeats", 0.0))
 
     def configure_model(self) -> None:
         """With strategy FSDP: share out the parameters, their gradients and optimiser states."""
@@ -202,10 +217,11 @@ class MultiInterestModel(pl.LightningModule):
         return interests, labelled, batch.target
 
     def _start_pass(self, full: bool) -> None:
-        names = ("filter_seen", "index", "search", "diversity_lambdas")
+        names = ("index", "search", "diversity_lambdas")
         self._pass = Evaluator(
             self.item_table(),
             self.hparams["k"],
+            filter_seen=self.filters_seen,
             **{name: self.hparams[name] for name in names},
             item_counts=self._item_counts,
             categories=self._categories,
@@ -281,6 +297,15 @@ class MultiInterestModel(pl.LightningModule):
             state = checkpoint["state_dict"]
             for name in [name for name in state if not name.startswith(("backbone.", "loss."))]:
                 del state[name]
+
+    def on_train_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and not float(loss) < DIVERGED:
+            raise TrainingError(
+                f"training: the loss is {float(loss):.3g} after epoch {self.current_epoch + 1}: it has diverged. "
+                f"Lower the learning rate (optim.lr, {self.hparams['lr']:g} now), clip gradients "
+                "(trainer.gradient_clip=1), or use trainer.precision=32-true."
+            )
 
     def on_train_start(self) -> None:
         # For a run that continues in the middle of an epoch; an epoch that begins is seeded anew.

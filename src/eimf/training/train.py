@@ -12,11 +12,22 @@ from eimf import __version__
 from eimf.config.load import load, to_dict, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
-from eimf.core.files import lock, write_json_atomic, write_text_atomic
+from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.labels.source import label_source
-from eimf.runs.folder import BEST, LAST, LOCK, RUN, make_run_folder, read_run, remove_index, save_index
+from eimf.runs.folder import (
+    BEST,
+    LAST,
+    LOCK,
+    RUN,
+    check_config,
+    make_run_folder,
+    read_checkpoint,
+    read_run,
+    remove_index,
+    save_index,
+)
 from eimf.runs.provenance import describe_run, label_digest
 from eimf.runs.results import Run, costs, write_frame, write_results
 from eimf.runs.tracking import log_outcome, wandb_logger
@@ -53,8 +64,9 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
     if resume is None and first:
         write_text_atomic(folder / "config.yaml", to_yaml(config))
-        write_json_atomic(folder / RUN, describe_run(config, prepared.digest, labels))
         write_frame(prepared.items, folder / "items.parquet")
+        about = describe_run(config, prepared.digest, labels)
+        write_json_atomic(folder / RUN, about | {"items_sha256": sha256_file(folder / "items.parquet")})
     held = "another process trains this run; wait for it or end it."
     with lock(folder / LOCK, held) if first else nullcontext():
         return _train_in(folder, config, prepared, labels, resume is not None)
@@ -74,11 +86,13 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     data = build_data(config, prepared)
     report_users(data)
     model = build_model(config, data, train=True)
+    log.info(describe_filter(data.repeats, model.filters_seen))
     model.origin = {
         "config": to_dict(config),
         "data_digest": prepared.digest,
         "label_digest": labels,
         "n_items": prepared.n_items,
+        "filter_seen": model.filters_seen,
         "package_version": __version__,
     }
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
@@ -101,7 +115,9 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     results = evaluate_model(trainer, model, data, config.eval.test)
     index = model.item_table() if config.eval.index != "flat" else None  # by all processes: each may hold a part
     if first:
-        write_results(folder, results, config, prepared, costs(folder, trainer.strategy.root_device))
+        write_results(
+            folder, results, config, prepared, costs(folder, trainer.strategy.root_device), model.filters_seen
+        )
         if index is not None:
             save_index(folder, index, config.eval.index, config.eval.search)
         for logger in trainer.loggers:
@@ -145,7 +161,9 @@ def resume_config(folder: Path) -> Config:
         raise ArtifactError(
             f"{folder}: no {LAST} yet, nothing to resume from; start again with eimf train {folder}/config.yaml."
         )
-    return load(folder / "config.yaml")
+    config = load(folder / "config.yaml")
+    check_config(config, read_checkpoint(folder, LAST), folder)
+    return config
 
 
 def report_users(data: InteractionData) -> None:
@@ -158,6 +176,14 @@ def report_users(data: InteractionData) -> None:
     for name, held in (("validation", parts.validation), ("test", parts.test)):
         if held.too_short:
             log.info(f"  {held.too_short:,} users have too short a history for {name} and are not evaluated")
+
+
+def describe_filter(repeats: float, filters: bool) -> str:
+    """A sentence about whether lists leave out the items of the context, and why."""
+    how = (
+        "lists leave out the items that a user has" if filters else "lists may hold items that a user has (unfiltered)"
+    )
+    return f"{repeats:.1%} of the held-out targets repeat an item of the user's context: {how} (eval.filter_seen)"
 
 
 def _best_path(trainer: pl.Trainer) -> Path:

@@ -16,6 +16,8 @@ class Reply(NamedTuple):
     tokens_out: int = 0
     refused: bool = False
     """The endpoint itself calls it a refusal."""
+    cut: bool = False
+    """It ended because it reached the longest length (`llm.max_tokens`)."""
 
 
 class CallError(LabelError):

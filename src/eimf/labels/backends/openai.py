@@ -1,6 +1,7 @@
 """Any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp, ..."""
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 OPENAI = "https://api.openai.com/v1"
 
 
+REPLY_BYTES = 2**20
+"""Longest reply; a longer one fails its prompt."""
+MOST_TOKENS = 10_000_000
 FORMATS = ("json_schema", "json_object", "text")
 """How the shape of a reply is asked for, strictest first."""
 
@@ -225,16 +229,28 @@ class OpenAIBackend:
         await asyncio.sleep((wait or 0.0) + jitter)
 
     async def _ask(self, prompt: Prompt, form: str, renamed: Mapping[str, str]) -> Reply:
-        from openai import AsyncOpenAI, Timeout
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         if self._client is None:
             # Connecting has the shorter limit, so that a host that is not there is told from a slow model.
             timeout = Timeout(self.timeout, connect=min(10.0, 0.8 * self.timeout))
-            self._client = AsyncOpenAI(api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout)
+            # A redirect could send users' data to another host.
+            http = DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout)
+            self._client = AsyncOpenAI(
+                api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout, http_client=http
+            )
         params = {renamed.get(name, name): value for name, value in self.params.items()}
         params.pop("", None)
-        answer = await self._client.chat.completions.create(**chat_body(prompt, self.model, params, form))
-        return self._redact_reply(read_completion(answer.model_dump(warnings=False)))
+        call = self._client.chat.completions.with_streaming_response.create
+        async with call(**chat_body(prompt, self.model, params, form)) as response:
+            content = bytearray()
+            async for (
+                part
+            ) in response.iter_bytes():  # unpacked as it comes, so that a small reply cannot become a huge one
+                content += part
+                if len(content) > REPLY_BYTES:
+                    raise CallError(f"{self._address}: the reply is longer than {REPLY_BYTES:,} bytes")
+        return self._redact_reply(read_completion(json.loads(content)))
 
     def _adapt(self, error: Any, renamed: Mapping[str, str]) -> bool:
         """Rename or leave out a parameter that this server does not know; whether a call with `renamed` lacked it."""
@@ -275,13 +291,15 @@ def read_completion(answer: Mapping[str, Any]) -> Reply:
     if not isinstance(text, str) and not refusal and not filtered:
         raise ValueError("no content")
     tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(str(refusal or text or ""), *tokens, refused=bool(refusal) or filtered)
+    cut = choice.get("finish_reason") == "length"
+    return Reply(str(refusal or text or ""), *tokens, refused=bool(refusal) or filtered, cut=cut)
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; whatever a server says, it costs no reply, and it fits the cache's column."""
+    """A number of tokens; 0 where it cannot be true. Whatever a server says, it costs no reply."""
     try:
-        return min(max(int(value or 0), 0), 2**63 - 1)
+        count = int(value or 0)
+        return count if 0 <= count <= MOST_TOKENS else 0
     except (TypeError, ValueError, OverflowError):
         return 0
 
@@ -303,6 +321,18 @@ def retry_after(value: str) -> float | None:
             moment = moment.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if seconds == seconds else None  # not a number
+
+
+def adapt_params(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Decoding parameters under the names that a model takes; OpenAI's reasoning models take no temperature.
+
+    Online this is found out by asking; a batch file has to be right at once.
+    """
+    name = model.rpartition("/")[2]
+    if not name.startswith(("o1", "o3", "o4", "gpt-5")):
+        return dict(params)
+    kept = {key: value for key, value in params.items() if key != "temperature"}
+    return {"max_completion_tokens" if key == "max_tokens" else key: value for key, value in kept.items()}
 
 
 def _is_filtered(error: Any) -> bool:

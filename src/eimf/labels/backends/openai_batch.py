@@ -10,7 +10,7 @@ from typing import Any
 from eimf.core.errors import LabelError
 from eimf.core.files import write_text_atomic
 from eimf.labels.backends.base import _as_outcome
-from eimf.labels.backends.openai import chat_body, read_completion
+from eimf.labels.backends.openai import adapt_params, chat_body, read_completion
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import LabelRequest, make_record, request_key
 
@@ -41,7 +41,7 @@ def export_batch(
     lines: dict[str, str] = {}
     for request in requests:
         key = request_key(request.prompt, model, params)
-        body = chat_body(request.prompt, model, params)
+        body = chat_body(request.prompt, model, adapt_params(model, params))
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         lines[key] = json.dumps(line, ensure_ascii=False)
     write_text_atomic(Path(path), "".join(f"{line}\n" for line in lines.values()))
