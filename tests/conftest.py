@@ -1,5 +1,6 @@
 """Fixtures, and run-time checks of the tensor shapes in all signatures."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -22,11 +23,13 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import polars
 import pytest
 from hypothesis import settings
 
 from eimf.config.load import load
 from eimf.config.schema import Config
+from eimf.core.files import sha256_file
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 
@@ -72,6 +75,13 @@ def tiny(data_root: Path) -> Prepared:
 def tiny_config(data_root: Path, logs: Path, *overrides: str) -> Config:
     """A configuration that trains in a second."""
     return load(None, [*TINY, f"data.root={data_root}", f"logger.root={logs}", *overrides])
+
+
+def replace_items(folder: Path, items: polars.DataFrame) -> None:
+    """Put another table of items into a run folder, as if the run had written it."""
+    items.write_parquet(folder / "items.parquet")
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(about | {"items_sha256": sha256_file(folder / "items.parquet")}))
 
 
 def real_data() -> Path:

@@ -8,9 +8,7 @@ import torch
 
 from eimf.config.load import load
 from eimf.data.prepare import prepare
-from eimf.explicit.load import load_supervision
-from eimf.training.build import build_model
-from eimf.training.datamodule import InteractionData
+from eimf.training.build import build_data, build_model
 from tests.benchmarks.test_spine import REPEATS, clock, report
 from tests.conftest import ROOT, real_data
 
@@ -27,12 +25,11 @@ def test_step_and_latency_with_and_without_explicit_interests(backbone: str) -> 
     for on in (True, False):
         options = [f"eimf.enabled={on}".lower(), f"eimf.labels={labels}", "logger.wandb=disabled"]
         config = load(ROOT / f"experiments/beauty/{backbone}.yaml", options)
-        data = InteractionData(prepare(config.dataset, ROOT / "data"), config)
-        if on:
-            data.supervision = load_supervision(config, data, print)
+        data = build_data(config, prepare(config.dataset, ROOT / "data"))
+        assert (data.supervision is not None) == on
         model = build_model(config, data, train=True).train()
         model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
-        models.append((model, model.make_optimizer(model)))
+        models.append((model, model.configure_optimizers()))
         stream = iter(data.train_dataloader())
         batches.append([next(stream) for _ in range(STEPS)])
 

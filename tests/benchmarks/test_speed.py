@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from eimf.config.load import load
 from eimf.config.schema import Config
 from eimf.data.prepare import prepare
-from eimf.training.build import build_model
+from eimf.training.build import build_data, build_model
 from eimf.training.datamodule import InteractionData
 from tests.benchmarks.test_spine import REPEATS, clock, report
 from tests.conftest import ROOT, real_data
@@ -24,7 +24,7 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def data(config: Config) -> InteractionData:
-    return InteractionData(prepare(config.dataset, ROOT / "data"), config)
+    return build_data(config, prepare(config.dataset, ROOT / "data"))
 
 
 class PerSample(Dataset):
@@ -61,7 +61,7 @@ def test_the_step_against_its_matrix_products(config: Config, data: InteractionD
     """The float32 products of scores, and of both gradients, that a full softmax cannot do without."""
     model = build_model(config, data).train()
     model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer = model.make_optimizer(model)
+    optimizer = model.configure_optimizers()
     stream = iter(data.train_dataloader())
     batches = [next(stream) for _ in range(20)]
     user, items = torch.randn(config.data.batch_size, 64), torch.randn(data.prepared.n_items + 1, 64)

@@ -20,9 +20,8 @@ import torch
 from eimf.config.load import load
 from eimf.config.schema import Config
 from eimf.data.prepare import prepare
-from eimf.evaluation.evaluator import RetrievalEval
 from eimf.evaluation.retrieval import ItemIndex, retrieve
-from eimf.training.build import build_model, build_trainer
+from eimf.training.build import build_data, build_model, build_trainer
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
 from tests.conftest import ROOT, real_data
@@ -39,7 +38,7 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def data(config: Config) -> InteractionData:
-    return InteractionData(prepare(config.dataset, ROOT / "data"), config)
+    return build_data(config, prepare(config.dataset, ROOT / "data"))
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -60,7 +59,7 @@ def report(name: str, ours: list[float], theirs: list[float], unit: str = "s") -
 def test_batch_making_against_the_step(config: Config, data: InteractionData) -> None:
     model = build_model(config, data)
     model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer = model.make_optimizer(model)
+    optimizer = model.configure_optimizers()
     making, stepping = [], []
     for _ in range(REPEATS):
         batches = iter(data.train_dataloader())
@@ -85,7 +84,7 @@ class _Twin(pl.Callback):
 
     def __init__(self, model: MultiInterestModel, batches: Iterator[Any], precision: torch.dtype | None) -> None:
         self.model, self.batches, self.precision = model.train(), batches, precision
-        self.optimizer = model.make_optimizer(model)
+        self.optimizer = model.configure_optimizers()
         self.model.log_dict = lambda *args, **options: None  # pyright: ignore[reportAttributeAccessIssue]
         self.lightning: list[float] = []
         self.bare: list[float] = []
@@ -115,13 +114,12 @@ def test_lightning_against_a_bare_loop(backbone: str, precision: str) -> None:
     steps, skip = 60, 5
     options = [*QUIET, f"trainer.precision={precision}", "trainer.max_epochs=1"]
     config = load(ROOT / f"experiments/beauty/{backbone}.yaml", options)
-    data = InteractionData(prepare(config.dataset, ROOT / "data"), config)
+    data = build_data(config, prepare(config.dataset, ROOT / "data"))
     ours, theirs = [], []
     for _ in range(REPEATS):
         number = None if precision == "32-true" else torch.bfloat16
         twin = _Twin(build_model(config, data), iter(data.train_dataloader()), number)
-        trainer = build_trainer(config, None, RetrievalEval(config.eval, config.cutoffs))
-        trainer.callbacks = [twin]  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = build_trainer(config, [twin])
         trainer.limit_val_batches, trainer.limit_train_batches = 0, skip + steps + 1
         trainer.fit(build_model(config, data), datamodule=data)
         ours.append(sum(twin.lightning[skip:]) / steps)

@@ -5,16 +5,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eimf.config.load import from_dict, load, to_dict, to_yaml
+from eimf.config.load import from_dict, load, merge_layers, origins, read_layers, to_dict, to_yaml
 from eimf.core.errors import ConfigError
+from eimf.data.sources.movielens import MovieLensConfig
+from eimf.losses.ihn import InterestHardNegativesConfig
 
 
 def test_layers_later_ones_win(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("dataset: ml-100k\nbackbone: {name: remi, n_interests: 6}\nloss: {ihn_beta: 2}\n")
     config = load(path, ["loss.ihn_beta=3", "optim.lr=0.01"])
+    assert isinstance(config.dataset, MovieLensConfig)
     assert config.dataset.format == "100k"
     assert config.data.max_len == 50  # from the data set's YAML
+    assert isinstance(config.loss, InterestHardNegativesConfig)
     assert (config.loss.name, config.loss.ihn_beta) == ("ihn", 3.0)  # from the backbone's YAML; overridden
     assert to_dict(config)["backbone"]["n_interests"] == 6
     assert config.optim.lr == 0.01
@@ -41,7 +45,10 @@ def test_defaults_follow_the_protocol() -> None:
         ("backbone.n_interests=0", r"backbone\.n_interests: must be at least 1, is 0"),
         ("backbone.n_interests=four", r"backbone\.n_interests: .*'four'.*Integer"),
         ("backbone.n_interest=4", r"backbone\.n_interest: no such key \(did you mean 'n_interests'\?\)"),
-        ("backbone=comirec", r"backbone\.name: 'comirec' is not a backbone \(did you mean 'comirec_\w+'\?\)"),
+        (
+            "backbone=comirec",
+            r"backbone\.name: 'comirec' is unknown \(did you mean 'comirec_\w+'\?\); choose one of .*mind",
+        ),
         ("dataset=beuty", r"dataset\.name: .*beuty.yaml \(did you mean 'beauty'\?\)"),
         ("loss.name=softmax", r"loss\.name: .*'softmax'.*full_softmax"),
         ("optim.lr=-1", r"optim\.lr: must be at least"),
@@ -53,9 +60,9 @@ def test_defaults_follow_the_protocol() -> None:
         ("data.sampling=sequence", r"data\.sampling: 'sequence' needs a causal backbone"),
         ("eval.monitor=recall@7", r"eval\.monitor: 'recall@7' is not computed"),
         ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
-        ("optim.name=rowwise", r"optim\.name: 'rowwise' wants sparse gradients"),
+        ("optim.name=rowwise", r"optim\.name: 'rowwise' needs sparse gradients"),
         ("text.item_init=interests", r"text\.item_init: 'interests' needs labels; set eimf\.enabled=true"),
-        ("eimf={frozen_items: true, prediction: interest}", r"eimf\.frozen_items: is about prediction=next_item"),
+        ("eimf={frozen_items: true, prediction: interest}", r"eimf\.frozen_items: concerns prediction=next_item"),
         ("split.test=0.5", None),
     ],
 )
@@ -69,7 +76,7 @@ def test_bad_input_names_path_value_and_fix(override: str, message: str | None) 
 
 
 def test_routing_weight_needs_routing() -> None:
-    with pytest.raises(ConfigError, match="no item-to-interest routing"):
+    with pytest.raises(ConfigError, match="backbone 'sasrec' has no routing weights"):
         load(None, ["backbone=sasrec", "loss.routing_weight=1"])
     for weight in ("loss.routing_weight=1", "eimf.assignment_weight=0.3"):
         with pytest.raises(ConfigError, match=r"with backbone\.iterations=1 the routing is not learnt"):
@@ -92,8 +99,8 @@ def test_broken_yaml(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_experiment() -> None:
-    with pytest.raises(ConfigError, match=r"no such experiment file \(did you mean 'experiments/demo/mind.yaml'\?\)"):
-        load("experiments/demo/mindd.yaml")
+    with pytest.raises(ConfigError, match=r"no such experiment file \(did you mean 'experiments/toys/mind.yaml'\?\)"):
+        load("experiments/toys/mindd.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("[bdt]*/*.yaml")), ids=str)
@@ -125,6 +132,33 @@ def test_lock_names_every_direct_dependency_within_its_bounds() -> None:
     for text in project["dependencies"] + extras:
         need = Requirement(text)
         assert need.specifier.contains(locked[need.name.lower()]), text
+
+
+def test_every_setting_names_the_layer_that_set_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("backbone: remi\npresets: slow_start\noptim: {lr: 0.1}\ntrainer: {patience: 7}\n")
+    layers = read_layers(path, ["optim.lr=0.01", "loss={routing_weight: 1}"], {"eimf": {"every": 2}})
+    config = from_dict(merge_layers(layers))
+    found = {key: (value, origin) for key, value, origin in origins(layers, config)}
+    assert found["optim.lr"] == (0.01, "optim.lr=0.01")
+    assert found["loss.routing_weight"] == (1.0, "loss={routing_weight: 1}")
+    assert found["loss.ihn_beta"] == (10.0, "experiments/backbones/remi.yaml")
+    assert found["trainer.max_epochs"] == (100, "experiments/presets/slow_start.yaml")
+    assert found["trainer.patience"] == (7, str(path))
+    assert found["backbone.name"] == ("remi", str(path))
+    assert found["eimf.every"] == (2, "settings")
+    assert found["loss.n_negatives"] == (1280, "default")
+    assert found["seed"] == (0, "default")
+    # Every setting, once.
+    plain = to_dict(config)
+    settings = [f"{key}.{name}" for key, one in plain.items() if isinstance(one, dict) for name in one]
+    assert list(found) == settings + [key for key, one in plain.items() if not isinstance(one, dict)]
+
+
+def test_a_dropped_value_is_no_origin() -> None:
+    layers = read_layers(None, ["loss=ihn", "loss.n_negatives=5", "loss=full_softmax", "loss=sampled_softmax"])
+    found = {key: (value, origin) for key, value, origin in origins(layers, from_dict(merge_layers(layers)))}
+    assert found["loss.n_negatives"] == (1280, "default")
 
 
 @pytest.mark.parametrize("setting", ["llm.key_variable=sk-secret-1", "llm.base_url=https://me:secret@host/v1"])

@@ -66,7 +66,7 @@ def test_prepared_data_are_reused_until_inputs_or_options_change(
 
 def test_manifest_records_inputs_and_counts(own: TableConfig, tmp_path: Path) -> None:
     manifest = prepare(own, tmp_path).manifest
-    assert manifest.inputs == {"rows.csv": sha256_file(Path(own.interactions))}
+    assert manifest.inputs == {"interactions: rows.csv": sha256_file(Path(own.interactions))}
     assert manifest.counts == {"users": 40, "items": 10, "interactions": 240}
     assert set(manifest.files) == {"items.parquet", "sequences.parquet"}
     found = statistics(prepare(own, tmp_path))

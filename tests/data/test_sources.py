@@ -105,11 +105,11 @@ def test_dirty_rows_are_counted_and_reported(tmp_path: Path) -> None:
     )
     prepared = prepare(own(path), tmp_path / "data")
     assert rows_of(prepared) == [
-        ("a", "x", 3),
-        ("a", "y", 1577934245),
-        ("b", "y", 1),
-        ("b", "\ufffd", 2),
-        ("b", "x", 10),
+        ("a", "x", 3_000_000),  # microseconds, as one time is finer than seconds
+        ("a", "y", 1577934245_000_000),
+        ("b", "y", 1_900_000),
+        ("b", "\ufffd", 2_000_000),
+        ("b", "x", 10_000_000),
     ]
     repairs = prepared.manifest.repairs
     assert repairs["rows without a user, an item or a readable time (dropped)"] == 3
@@ -123,15 +123,15 @@ def test_dirty_rows_are_counted_and_reported(tmp_path: Path) -> None:
     ("text", "seconds"),
     [
         ("2020-01-02T03:04:05Z", 1577934245),
-        ("2020-01-02T03:04:05.250", 1577934245),
+        ("2020-01-02T03:04:05.250", 1577934245.25),
         ("2020-01-02 03:04:05+01:00", 1577934245 - 3600),
         ("2020-01-02", 1577923200),
         ("1577934245", 1577934245),
     ],
 )
-def test_times_as_text(text: str, seconds: int) -> None:
+def test_times_as_text(text: str, seconds: float) -> None:
     rows = polars.DataFrame({"user_id": ["u", "v"], "item_id": ["i", "i"], "timestamp": [text, "1"]})
-    assert clean_interactions([rows], "rows", {}).time.tolist() == [seconds, 1]
+    assert clean_interactions([rows], "rows", {}).time.tolist() == [1e6 * seconds, 1e6]
 
 
 def test_no_time_column_keeps_the_order_of_rows(tmp_path: Path) -> None:
@@ -216,13 +216,16 @@ def test_amazon_2014_with_python_literals(tmp_path: Path) -> None:
         prepare(replace(config, format="2020"), tmp_path / "data")
 
 
+MOMENT_MS = 1577934245_250
+
+
 @pytest.mark.parametrize("release", ["2018", "2023"])
 def test_amazon_later_releases(tmp_path: Path, release: str) -> None:
     if release == "2018":
         rows = [{"reviewerID": "R", "asin": f"B{i}", "unixReviewTime": i} for i in range(3)]
         meta = [{"asin": "B0", "title": "T", "category": ["A", "B"], "brand": "Acme"}]
     else:
-        rows = [{"user_id": "R", "asin": "v", "parent_asin": f"B{i}", "timestamp": 1000 * i + 1} for i in range(3)]
+        rows = [{"user_id": "R", "asin": "v", "parent_asin": f"B{i}", "timestamp": MOMENT_MS + i} for i in range(3)]
         meta = [{"parent_asin": "B0", "title": "T", "categories": ["A", "B"], "store": "Acme"}]
     for name, content in (("reviews", rows), ("meta", meta)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
@@ -234,7 +237,8 @@ def test_amazon_later_releases(tmp_path: Path, release: str) -> None:
         **LOOSE,
     )
     prepared = prepare(config, tmp_path / "data")
-    assert rows_of(prepared) == [("R", "B0", 0), ("R", "B1", 1), ("R", "B2", 2)]
+    times = [0, 1, 2] if release == "2018" else [1000 * (MOMENT_MS + i) for i in range(3)]  # seconds; microseconds
+    assert rows_of(prepared) == [("R", f"B{i}", time) for i, time in enumerate(times)]
     assert prepared.items.row(0) == (1, "B0", "T", ["A", "B"], "Acme")
 
 

@@ -155,7 +155,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     # A run that another process trains is left to it.
     found = folder / "two-seed0" / "version_0"
     (found / "results.json").rename(tmp_path / "results.json")
-    with lock(found / "config.yaml", "taken"):
+    with lock(found / ".lock", "taken"):
         assert {one.state for one in plan(suite) if one.title == "two, seed 0"} == {"running"}
         assert main([*command, "seeds=[0]"]) == 0
         assert "1 of 2 runs are not finished" in capsys.readouterr().out

@@ -140,12 +140,12 @@ def test_two_processes_share_a_head_that_rests_at_most_steps(data_root: Path, tm
         assert whole[name].drop_nulls().to_list() == pytest.approx(shared[name].drop_nulls().to_list(), rel=1e-4)
 
 
-def test_lent_interests_reach_most_users(
+def test_propagated_labels_reach_most_users(
     data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.propagate=true", "eimf.share=0.1"]
     train(tiny_config(data_root, tmp_path, *on))
-    assert "lent to " in capsys.readouterr().out
+    assert "shared with " in capsys.readouterr().out
 
 
 def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
@@ -199,7 +199,7 @@ def test_missing_labels_and_unfit_settings(data_root: Path, tmp_path: Path) -> N
     with pytest.raises(LabelError, match=r"none.jsonl"):
         train(tiny_config(data_root, tmp_path, "eimf.enabled=true", "eimf.labels=none.jsonl"))
     on = ["eimf.enabled=true", "eimf.labels=x.jsonl"]
-    with pytest.raises(ConfigError, match="no item-to-interest routing to assign"):
+    with pytest.raises(ConfigError, match="has no routing weights; set it to 0"):
         tiny_config(data_root, tmp_path, *on, "backbone=sasrec", "eimf.assignment_weight=0.1")
     with pytest.raises(ConfigError, match=r"typical.run: is empty"):
         tiny_config(data_root, tmp_path, "typical.represent=both")

@@ -18,7 +18,7 @@ from eimf.data.prepared import Prepared
 from eimf.explorer import Explorer, build_app, open_runs
 from eimf.explorer.view import User
 from eimf.training.train import train
-from tests.conftest import tiny_config
+from tests.conftest import replace_items, tiny_config
 from tests.explicit.test_supervision import labels_of
 
 NASTY = "<img src=x onerror=\"document.title='owned'\"> Lamp"
@@ -35,7 +35,7 @@ def runs(data_root: Path, tiny: Prepared, tmp_path_factory: pytest.TempPathFacto
     for folder in made:
         items = polars.read_parquet(folder / "items.parquet")
         title = polars.when(polars.col("item_idx") == 1).then(polars.lit(NASTY)).otherwise(polars.col("title"))
-        items.with_columns(title.alias("title")).write_parquet(folder / "items.parquet")
+        replace_items(folder, items.with_columns(title.alias("title")))
     return made
 
 
@@ -153,7 +153,7 @@ def test_bad_commands(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["explore", str(tmp_path)]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
     assert main(["explore", str(runs[0]), "--host", "203.0.113.7"]) == 2
-    assert "cannot listen on 203.0.113.7:8411" in capsys.readouterr().err
+    assert "cannot listen on '203.0.113.7':8411" in capsys.readouterr().err
     assert main(["explore", str(runs[0]), "--port", "70000"]) == 2
     assert "must be from 0 (any free one) to 65535, is 70000" in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ from eimf.training.build import build_data, build_model, build_trainer
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_run
 from eimf.training.train import train
-from tests.conftest import ROOT, TINY, tiny_config
+from tests.conftest import ROOT, TINY, replace_items, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_cosine_schedule_lowers_the_rate(data_root: Path, tmp_path: Path) -> Non
         def __init__(self) -> None:
             self.seen: list[float] = []
 
-        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     config = tiny_config(data_root, tmp_path, "optim.schedule=cosine", "optim.lr=0.01", "trainer.max_epochs=4")
@@ -81,6 +81,7 @@ def test_test_users_can_be_left_alone(data_root: Path, tmp_path: Path, capsys: p
     assert "test" not in json.loads((made.folder / "results.json").read_text())
     assert set(polars.read_parquet(made.folder / "metrics.parquet")["part"]) == {"val"}
     assert not (made.folder / "rankings.parquet").exists()
+    capsys.readouterr()
     print_results(made.results, "validation only")
     assert "test" not in capsys.readouterr().out
 
@@ -222,7 +223,7 @@ def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -
     model, ids = eimf.load(run.folder), data.items["item_id"]
     for row in range(3):
         history = ids[(data.sequences.items[held.start[row] : held.cut[row]] - 1).tolist()].to_list()
-        served = [one.item_id for one in model.recommend(history, n=50, filter_seen=False)]
+        served = [one.item_id for one in model.recommend(history, n=50)]
         ranked = rankings.filter(polars.col("user_idx") == held.user_idx[row])["item_idx"].to_list()
         assert served == ids[[item - 1 for item in ranked]].to_list()
 
@@ -345,7 +346,9 @@ def test_checkpoint_with_another_config_is_refused(run: Run, tmp_path: Path) -> 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["backbone"]["n_interests"] = 2
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ArtifactError, match="backbone section is not the one"):
+    with pytest.raises(
+        ArtifactError, match="backbone.n_interests is 2, but the checkpoint was trained with 4; restore the file"
+    ):
         evaluate_run(folder)
 
 
@@ -361,7 +364,11 @@ def test_damaged_checkpoint(run: Run, tmp_path: Path, content: bytes | None) -> 
 
 def test_foreign_files_in_a_run_folder(run: Run, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
-    polars.read_parquet(folder / "items.parquet").head(5).write_parquet(folder / "items.parquet")
+    few = polars.read_parquet(folder / "items.parquet").head(5)
+    few.write_parquet(folder / "items.parquet")
+    with pytest.raises(ArtifactError, match=r"items.parquet: changed since it was written"):
+        eimf.load(folder)
+    replace_items(folder, few)
     with pytest.raises(ArtifactError, match="has 5 items"):
         eimf.load(folder)
     (folder / "items.parquet").unlink()

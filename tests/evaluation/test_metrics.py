@@ -1,7 +1,8 @@
 import torch
 
+from eimf.config.components import METRICS
+from eimf.data.batch import Ragged
 from eimf.evaluation.metrics import (
-    RANKING,
     Exposure,
     RankingMetric,
     category_diversity,
@@ -15,7 +16,7 @@ from eimf.evaluation.metrics import (
 
 
 def test_repeated_targets_count_once_and_padding_is_no_hit() -> None:
-    hits, count = find_hits(torch.tensor([[5, 0, 7], [0, 0, 0]]), torch.tensor([[7, 7, 0, 3], [1, 0, 0, 0]]))
+    hits, count = find_hits(torch.tensor([[5, 0, 7], [0, 0, 0]]), Ragged.of([[7, 7, 3], [1]]))
     assert hits.tolist() == [[False, False, True], [False, False, False]]
     assert count.tolist() == [2, 1]
 
@@ -31,17 +32,17 @@ def test_averages_do_not_depend_on_the_batching() -> None:
     torch.manual_seed(0)
     hits, count = torch.rand(10, 20) < 0.2, torch.randint(1, 5, (10,)).clamp(min=1)
     count = torch.maximum(count, hits.sum(1))
-    for name in RANKING:
+    for name in METRICS:
         whole, parts = RankingMetric(name, 10), RankingMetric(name, 10)
         whole.update(hits, count)
         for start in range(0, 10, 3):
             parts.update(hits[start : start + 3], count[start : start + 3])
         torch.testing.assert_close(whole.compute(), parts.compute())
-        torch.testing.assert_close(whole.compute(), RANKING[name](hits, count, 10).mean())
+        torch.testing.assert_close(whole.compute(), METRICS[name](hits, count, 10).mean())
 
 
 def test_exposure() -> None:
-    metric = Exposure(torch.tensor([0, 7, 0, 0]), k=2)
+    metric = Exposure(3, 2, torch.tensor([0, 7, 0, 0]))
     metric.update(torch.tensor([[1, 2, 3], [1, 3, 2]]))
     found = {key: value.item() for key, value in metric.compute().items()}
     assert found["coverage@2"] == 1.0

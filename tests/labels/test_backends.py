@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from eimf.core.errors import LabelError
+from eimf.config.load import load
+from eimf.core.errors import ConfigError, LabelError
 from eimf.labels.backends.base import CallError, EndpointError, Reply, decoding_params
-from eimf.labels.backends.gguf import LocalServer
-from eimf.labels.backends.openai import OpenAIBackend, retry_after
+from eimf.labels.backends.gguf import GGUFBackend, GGUFConfig, LocalServer
+from eimf.labels.backends.openai import OpenAIBackend, OpenAIConfig, retry_after
 from eimf.labels.backends.openai_batch import export_batch, import_batch
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import LabelRequest
@@ -56,6 +57,47 @@ def test_a_reply_and_what_was_sent() -> None:
     assert [message["content"] for message in body["messages"]] == list(PROMPT)
     assert body["response_format"]["type"] == "json_schema"
     assert server.keys == [f"Bearer {KEY}"]
+
+
+def test_a_backend_of_a_configuration() -> None:
+    with serve(sequence(completion(GOOD))) as server:
+        settings = [f"llm.base_url={server.url}", "llm.model=small", "llm.temperature=0.5", "llm.max_tokens=99"]
+        config = load(None, [*settings, "llm.key_variable=MY_KEY", "llm.timeout=7", "llm.attempts=2"]).llm
+        assert isinstance(config, OpenAIConfig)
+        with pytest.MonkeyPatch.context() as patch, OpenAIBackend.open(config) as backend:
+            assert (backend.model, backend.timeout, backend.attempts) == ("small", 7.0, 2)
+            assert backend.params == decoding_params(0.5, 99)
+            patch.setenv("MY_KEY", "sk-mine")
+            with OpenAIBackend.open(config) as with_key:
+                asyncio.run(_one(backend))
+                asyncio.run(_one(with_key))
+    assert server.keys == ["Bearer none", "Bearer sk-mine"]
+    assert (server.bodies[0]["model"], server.bodies[0]["temperature"], server.bodies[0]["max_tokens"]) == (
+        *("small", 0.5, 99),
+    )
+    assert OpenAIBackend.model_of(config) == "small"
+
+
+async def _one(backend: OpenAIBackend) -> None:
+    await backend.complete(PROMPT)
+    await backend.close()
+
+
+def test_a_configuration_names_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.model: is empty"):
+        OpenAIBackend.model_of(OpenAIConfig())
+    with pytest.raises(ConfigError, match=r"llm\.model: is empty"), OpenAIBackend.open(OpenAIConfig()):
+        pass
+    with pytest.raises(ConfigError, match=r"llm\.gguf: is empty"):
+        GGUFBackend.model_of(GGUFConfig(model="named"))
+    with pytest.raises(ConfigError, match=r"llm\.gguf: is empty"), GGUFBackend.open(GGUFConfig()):
+        pass
+    assert GGUFBackend.model_of(GGUFConfig(gguf=str(tmp_path / "small-q8.gguf"))) == "small-q8"
+    with (
+        pytest.raises(LabelError, match=r"small-q8\.gguf: cannot be read"),
+        GGUFBackend.open(GGUFConfig(gguf=str(tmp_path / "small-q8.gguf"))),
+    ):
+        pass
 
 
 def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

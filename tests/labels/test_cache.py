@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from eimf.core.errors import ArtifactError, LabelError
@@ -141,9 +142,28 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert cache.claim("k") == "mine"
 
 
+def test_a_claim_does_not_pass_to_another_process_of_the_same_id(tmp_path: Path) -> None:
+    with LabelCache(tmp_path / "c.db") as one, LabelCache(tmp_path / "c.db") as two:
+        assert one.claim("k") == "mine"
+        assert two.claim("k") == "busy"
+        one._db.execute("UPDATE claims SET started = '1.0'")  # this process began later
+        assert two.claim("k") == "mine"
+
+
+def test_a_process_that_cannot_be_looked_at_keeps_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LabelCache(tmp_path / "c.db") as one, LabelCache(tmp_path / "c.db") as two:
+        assert one.claim("k") == "mine"
+
+        def denied(pid: int) -> psutil.Process:
+            raise psutil.AccessDenied(pid)
+
+        monkeypatch.setattr("eimf.labels.cache.psutil.Process", denied)
+        assert two.claim("k") == "busy"
+
+
 _WRITER = """
 import sys
-from tests.unit.test_labels import LabelCache, record
+from tests.labels.test_cache import LabelCache, record
 with LabelCache(sys.argv[1]) as cache:
     for n in range(int(sys.argv[3])):
         cache.put(record(f"{sys.argv[2]}-{n}"))
@@ -191,7 +211,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path: Path) -> Non
 _FULL = """
 import resource, sys
 from eimf.core.errors import LabelError
-from tests.unit.test_labels import LabelCache, TEXT, record
+from tests.labels.test_cache import LabelCache, TEXT, record
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 n = 0
 try:

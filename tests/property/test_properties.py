@@ -8,22 +8,23 @@ import numpy as np
 import polars
 import pytest
 import torch
-from eimf.losses.retrieval_loss import RetrievalLoss
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eimf.backbones import BACKBONES
+from eimf.config.components import METRICS
 from eimf.config.schema import SplitConfig
 from eimf.core.errors import DataError, LabelError
-from eimf.data.batch import HoldoutBatches, TrainingBatches
+from eimf.data.batch import HoldoutBatches, Ragged, TrainingBatches
 from eimf.data.prepare import core_filter
 from eimf.data.prepared import Sequences
 from eimf.data.splits import split_sequences
-from eimf.evaluation.metrics import RANKING, find_hits
-from eimf.evaluation.retrieval import ItemIndex, merge, rerank_diverse, retrieve
+from eimf.evaluation.metrics import find_hits
+from eimf.evaluation.retrieval import ItemIndex, merge, rerank_diverse, retrieve, tie_order
 from eimf.explicit.supervision import build_supervision, match_labels
 from eimf.labels.label import Label
 from eimf.labels.prompts import Interest
+from eimf.losses import FullSoftmax
 from eimf.losses.functions import read_out
 
 
@@ -55,8 +56,18 @@ def test_no_future_item_in_any_training_or_evaluation_input(
     held_out: set[int] = set()
     for holdout in (parts.validation, parts.test):
         for batch in HoldoutBatches(items, holdout, max_len=max_len, batch_size=4):
-            for history, row in zip(batch.history, batch.row.tolist(), strict=True):
+            for place, (history, user) in enumerate(zip(batch.history, batch.user_idx.tolist(), strict=True)):
+                row = int(np.flatnonzero(holdout.user_idx == user)[0])
                 context = history[history > 0]
+                alone = torch.tensor([place])
+                assert (
+                    batch.targets.select(alone).values.tolist()
+                    == data.items[holdout.cut[row] : holdout.end[row]].tolist()
+                )
+                assert (
+                    batch.seen.select(alone).values.tolist()
+                    == data.items[holdout.start[row] : holdout.cut[row]].tolist()
+                )
                 # Items are numbered by position: the context ends right before the first target, in the same user.
                 assert context[-1] == data.items[holdout.cut[row]] - 1
                 assert context[0] > holdout.start[row]
@@ -182,7 +193,12 @@ def any_search(draw: st.DrawFn) -> tuple[np.ndarray, torch.Tensor, int, torch.Te
 @given(any_search(), st.booleans())
 def test_flat_index_is_brute_force_max_over_interests(search, filtered: bool) -> None:
     vectors, users, n, seen = search
-    found = retrieve(ItemIndex(vectors), users, n, seen if filtered else None)
+    found = retrieve(
+        ItemIndex(vectors),
+        users,
+        n,
+        Ragged.of([[one for one in row if one] for row in seen.tolist()]) if filtered else None,
+    )
     scores = torch.einsum("bkd,id->bki", users, torch.from_numpy(vectors)).amax(dim=1)
     scores[:, 0] = -torch.inf
     if filtered:
@@ -196,6 +212,20 @@ def test_flat_index_is_brute_force_max_over_interests(search, filtered: bool) ->
         assert len(listed) == min(n, int((scores[row] > -torch.inf).sum()))
         if filtered:
             assert not set(listed) & set(seen[row].tolist())
+
+
+@given(any_search(), st.integers(1, 3))
+def test_items_of_equal_score_are_in_their_fixed_order(search, levels: int) -> None:
+    """Small whole numbers: scores are exact, and most of them tie. Lists are the start of one order of all items."""
+    vectors, users, n, seen = search
+    vectors, users = (vectors * levels).round(), (users * levels).round()
+    scores, ties = (users @ torch.from_numpy(vectors).T).amax(dim=1).tolist(), tie_order(len(vectors) - 1).tolist()
+    lists = [[item for item in row if item] for row in seen.tolist()]
+    found = retrieve(ItemIndex(vectors), users, n, Ragged.of(lists))
+    for row, own in enumerate(lists):
+        rest = set(range(1, len(vectors))) - set(own)
+        wanted = sorted(rest, key=lambda item, row=row: (-scores[row][item], ties[item]))[:n]
+        assert found.items[row].tolist() == wanted + [0] * (n - len(wanted))
 
 
 @given(any_search(), st.randoms(use_true_random=False))
@@ -219,8 +249,8 @@ def test_metrics_stay_within_bounds(seed: int, n: int, k: int) -> None:
     ranked = torch.stack([torch.randperm(20, generator=rng)[:n] for _ in range(6)])  # 0 is padding
     targets = torch.randint(0, 20, (6, 5), generator=rng)
     targets[:, 0] = targets[:, 0].clamp(min=1)
-    hits, count = find_hits(ranked, targets)
-    values = {name: function(hits, count, k) for name, function in RANKING.items()}
+    hits, count = find_hits(ranked, Ragged.of([[item for item in row if item] for row in targets.tolist()]))
+    values = {name: function(hits, count, k) for name, function in METRICS.items()}
     for value in values.values():
         assert ((value >= 0) & (value <= 1 + 1e-12)).all()
     assert (values["recall"] <= values["hr"]).all()
@@ -245,7 +275,7 @@ def test_diverse_lists_are_permutations_of_candidates(seed: int, weight: float) 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(0, 4))
 def test_padding_invariance(name: str, seed: int, length: int, padding: int) -> None:
     torch.manual_seed(seed)
-    backbone = BACKBONES[name].build(BACKBONES[name].config(name=name), 30, 10).eval()
+    backbone = BACKBONES[name](30, 10).eval()
     history = torch.randint(1, 31, (2, length))
     padded = torch.cat([torch.zeros(2, padding, dtype=torch.long), history], dim=1)
     torch.testing.assert_close(backbone(history).vectors, backbone(padded).vectors, rtol=1e-4, atol=1e-5)
@@ -254,9 +284,9 @@ def test_padding_invariance(name: str, seed: int, length: int, padding: int) -> 
 @given(st.integers(0, 10**6))
 def test_loss_does_not_depend_on_the_order_of_samples(seed: int) -> None:
     torch.manual_seed(seed)
-    backbone = BACKBONES["comirec_sa"].build(BACKBONES["comirec_sa"].config(), 30, 6).eval()
+    backbone = BACKBONES["comirec_sa"](30, 6).eval()
     history, target = torch.randint(0, 31, (5, 6)), torch.randint(1, 31, (5,))
-    loss = RetrievalLoss("full_softmax", torch.ones(31, dtype=torch.long))
+    loss = FullSoftmax()
     order = torch.randperm(5)
     first = loss(backbone, backbone(history), history, target)["full_softmax"]
     second = loss(backbone, backbone(history[order]), history[order], target[order])["full_softmax"]

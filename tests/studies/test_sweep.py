@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from eimf.cli.main import load_train, main
+from eimf.cli.main import main
+from eimf.cli.train import load_train
 from eimf.config.load import load
 from eimf.core.errors import ConfigError
 from eimf.studies.local_sweep import FINISHED, Trial, propose
@@ -48,6 +49,8 @@ def test_the_ready_sweeps_load() -> None:
         ({"command": ["eimf", "train", "${args_no_hyphens}"]}, "must hold eval.test=false"),
         ({"parameters": {"optim.lrr": {"value": 1}}}, "did you mean 'lr'"),
         ({"parameters": {"optim.lr": {"values": [0.1, -1.0]}}}, "must be at least"),
+        ({"parameters": {"experiment": {"values": ["a", "${oc.env:HOME}"]}}}, r"experiment: holds \$\{\.\.\.\}"),
+        ({"parameters": {"loss.ihn_beta": {"values": [1.0, 2.0]}}}, r"loss\.ihn_beta: no such key"),
         ({"parameters": {"optim.lr": {"min": 0, "max": 1.0}}}, "two whole numbers or two decimal"),
         ({"parameters": {"optim.lr": {"distribution": "beta", "a": 1}}}, "'beta' is not supported"),
         ({"parameters": {"optim.lr": {"distribution": "uniform", "min": 0.1}}}, "max: is missing"),

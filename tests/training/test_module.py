@@ -204,6 +204,7 @@ def test_evaluate_gives_the_numbers_of_a_run(data_root: Path, tmp_path: Path) ->
         torch.from_numpy(vectors),
         torch.cat([torch.zeros(1, table.shape[1]), table]),
         [items[a:b].tolist() for a, b in zip(held.cut, held.end, strict=True)],
+        seen=[one.tolist() for one in contexts],
         k=(10, 20),
         item_counts=data.item_counts,
         categories=data.categories,

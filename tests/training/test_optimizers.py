@@ -1,3 +1,5 @@
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -29,7 +31,7 @@ def test_dense_part_is_adam() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
-    steps = RowWiseAdagrad(ours.parameters(), dense_lr=0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    steps = RowWiseAdagrad(ours.parameters(), lr=0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
     for seed in range(5):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
         for layer, optimizer in zip((ours, theirs), steps, strict=True):
@@ -39,9 +41,39 @@ def test_dense_part_is_adam() -> None:
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 
+def test_embeddings_with_sparse_gradients_have_a_rate_of_their_own() -> None:
+    table, plain = nn.Embedding(6, 3, sparse=True), nn.Embedding(4, 3)
+    model = nn.ModuleDict({"table": table, "plain": plain, "out": nn.Linear(3, 2)})
+    made = build_optimizer(model, "rowwise", lr=0.1, item_lr=0.2, weight_decay=0.0, fused=False)
+    rate = {id(param): group["lr"] for group in made.param_groups for param in group["params"]}
+    assert {name: rate[id(param)] for name, param in model.named_parameters()} == {
+        "table.weight": 0.2,
+        "plain.weight": 0.1,
+        "out.weight": 0.1,
+        "out.bias": 0.1,
+    }
+
+
+def test_every_group_steps_with_its_rate() -> None:
+    table = nn.Embedding.from_pretrained(torch.tensor([[3.0, 4.0]]), freeze=False, sparse=True)
+    out = nn.Linear(2, 1, bias=False)
+    model = nn.ModuleDict({"table": table, "out": out})
+    made = build_optimizer(model, "rowwise", lr=0.01, item_lr=0.2, weight_decay=0.0, fused=False)
+    before = out.weight.detach().clone()
+    (table(torch.tensor([0])).square().sum() + out.weight.sum()).backward()
+    made.step()
+    moved = 0.2 * torch.tensor([[6.0, 8.0]]) / 50**0.5
+    torch.testing.assert_close(table.weight.detach(), torch.tensor([[3.0, 4.0]]) - moved)
+    torch.testing.assert_close(out.weight.detach(), before - 0.01)  # Adam's first step is its rate
+
+
 def test_names() -> None:
     layer = nn.Linear(2, 2)
     options = {"lr": 0.1, "item_lr": 0.2, "weight_decay": 0.3, "fused": True}
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rowwise": RowWiseAdagrad}
+    kinds: dict[Literal["adam", "adamw", "rowwise"], type] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rowwise": RowWiseAdagrad,
+    }
     for name, kind in kinds.items():
         assert type(build_optimizer(layer, name, **options)) is kind

@@ -71,7 +71,6 @@ class ItemIndex:
     def __init__(self, vectors: Float[np.ndarray, "I_plus_1 D"], kind: str = "flat", *, search: int = 0) -> None:
         rows = np.ascontiguousarray(vectors[1:], dtype=np.float32)
         self.n_items, dim = rows.shape
-        self.exact = kind == "flat"
         name = factory_string(kind, self.n_items)
         try:
             self._index: Any = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
@@ -88,10 +87,12 @@ class ItemIndex:
             if not self._index.is_trained:
                 self._index.train(rows)
             self._index.add(rows)
+            self.exact = isinstance(self._index, faiss.IndexFlat)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
                 f"eval.index: {kind!r} ({name}) cannot hold {self.n_items:,} items of {dim} dimensions "
-                f"({_last_line(error)}); use flat, hnsw, ivf, ivfpq or another FAISS factory string."
+                f"({_reason(error)}); use flat, hnsw, ivf, ivfpq or another FAISS factory string. The bytes of PQ must "
+                "divide the dimensions, and it needs 16 items or more."
             ) from None
 
     def save(self, path: Path) -> None:
@@ -141,6 +142,11 @@ class ItemIndex:
         )  # "not found" (-1) becomes padding
         found_scores = found_scores.masked_fill_(found == 0, NEVER)
         return found_scores.view(batch, count, depth), found.view(batch, count, depth)
+
+
+def _reason(error: Exception) -> str:
+    """What FAISS says, without where in its source."""
+    return " ".join(str(error).rpartition("Error: ")[2].split())[:80] or type(error).__name__
 
 
 def _last_line(error: Exception) -> str:

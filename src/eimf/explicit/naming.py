@@ -10,7 +10,7 @@ def behind_words(label: Label, history: Sequence[str], attended: Sequence[int | 
 
     Args:
         history: item ids, oldest first.
-        attended: the interest that attends to each of them, see `eimf.recommender.Recommender.attended`.
+        attended: the interest that attends to each of them, see `eimf.serving.recommender.Recommender.attended`.
 
     Returns:
         None where no item that shows it is attended to; on a tie the lower number.

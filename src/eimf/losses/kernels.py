@@ -80,14 +80,14 @@ def full_softmax(
     user: Float[Tensor, "B D"],
     items: Float[Tensor, "I_plus_1 D"],
     target: Int[Tensor, " B"],
-    max_bytes: int = CHUNK_BYTES,
+    max_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
 
     Args:
-        max_bytes: memory limit of one chunk of scores, but at least `LEAST_ROWS` rows of them.
+        max_bytes: memory limit of one chunk of scores, but at least `LEAST_ROWS` rows of them; None is `CHUNK_BYTES`.
     """
-    return _FullSoftmax.apply(user, items, target, _rows_at_once(max_bytes, len(items)))  # pyright: ignore[reportReturnType]
+    return _FullSoftmax.apply(user, items, target, _rows_at_once(max_bytes or CHUNK_BYTES, len(items)))  # pyright: ignore[reportReturnType]
 
 
 def _rows_at_once(max_bytes: int, width: int) -> int:

@@ -46,7 +46,7 @@ class NegativeSampler(nn.Module):
         """
         if self.kind == "uniform":
             return None
-        if self.log_q is None:
+        if self.log_q is None or (self.kind != "frequency" and len(self.log_q) != n_items + 1):
             if self.kind == "frequency":
                 raise ConfigError(
                     "loss: this loss needs the frequencies of items; train with a data module that has item_counts, "

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eimf.config.components import METRICS
 from eimf.config.load import load
 from eimf.config.schema import Config
-from eimf.data.batch import TrainingBatches, gather_history
+from eimf.data.batch import Ragged, TrainingBatches, gather_history, gather_slices
 from eimf.data.prepare import prepare
 from eimf.data.splits import split_sequences
-from eimf.evaluation.metrics import RANKING, find_hits
+from eimf.evaluation.metrics import find_hits
 from eimf.evaluation.retrieval import ItemIndex, retrieve
 from tests.benchmarks.peers import protocol
 from tests.conftest import ROOT, real_data
@@ -52,8 +53,8 @@ def environment(name: str) -> Path:
     return python
 
 
-def export(config: Config, to: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write the training samples, all interactions and the held-out histories; returns histories and targets."""
+def export(config: Config, to: Path) -> Ragged:
+    """Write the training samples, all interactions and the held-out histories; returns the held-out targets."""
     prepared = prepare(config.dataset, config.data.root)
     sequences, parts = prepared.sequences, split_sequences(prepared.sequences, config.split)
     flat = torch.tensor(sequences.items, dtype=torch.long)
@@ -65,7 +66,6 @@ def export(config: Config, to: Path) -> tuple[np.ndarray, np.ndarray]:
     )
     held = parts.test
     before = gather_history(flat, torch.tensor(held.start), torch.tensor(held.cut), protocol.LENGTH).numpy()
-    wanted = gather_history(flat, torch.tensor(held.cut), torch.tensor(held.end), int((held.end - held.cut).max()))
     np.savez(
         to,
         n_users=sequences.n_users,
@@ -77,7 +77,7 @@ def export(config: Config, to: Path) -> tuple[np.ndarray, np.ndarray]:
         flat_user=np.repeat(np.arange(sequences.n_users), sequences.lengths),
         flat_item=sequences.items,
     )
-    return before, wanted.numpy()
+    return gather_slices(flat, torch.tensor(held.cut), torch.tensor(held.end))
 
 
 class Process:
@@ -123,13 +123,13 @@ def ratio(theirs: list[float], ours: list[float]) -> str:
     return f"{statistics.median(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
-def judge(path: Path, wanted: np.ndarray, cutoff: int) -> dict[str, float]:
+def judge(path: Path, wanted: Ragged, cutoff: int) -> dict[str, float]:
     """Our evaluator on the vectors of a side."""
     found = np.load(path)
     index = ItemIndex(found["items"])
-    users, targets = torch.from_numpy(found["users"]), torch.from_numpy(wanted)
-    hits, counts = find_hits(retrieve(index, users, cutoff).items, targets)
-    return {name: float(RANKING[name](hits, counts, cutoff).mean()) for name in ("recall", "ndcg")}
+    users = torch.from_numpy(found["users"])
+    hits, counts = find_hits(retrieve(index, users, cutoff).items, wanted)
+    return {name: float(METRICS[name](hits, counts, cutoff).mean()) for name in ("recall", "ndcg")}
 
 
 def main() -> None:
@@ -150,7 +150,7 @@ def main() -> None:
         peer, kind = PAIRS[model], "loo" if model.startswith("sasrec") else "user"
         config = load(None, ["dataset=beauty", f"split.kind={kind}", f"data.root={ROOT / 'data'}"])
         data = work / f"{kind}.npz"
-        _, wanted = export(config, data)
+        wanted = export(config, data)
         theirs_python = environment(peer)
         ours = Process(
             [sys.executable, "-m", "tests.benchmarks.peers.side_ours", str(data), model],

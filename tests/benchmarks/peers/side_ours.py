@@ -11,9 +11,7 @@ import torch
 from eimf.config.load import load
 from eimf.data.batch import gather_history
 from eimf.data.prepare import prepare
-from eimf.evaluation.evaluator import RetrievalEval
-from eimf.training.build import build_model, build_trainer, quiet_lightning
-from eimf.training.datamodule import InteractionData
+from eimf.training.build import build_data, build_model, build_trainer, quiet_lightning
 from tests.benchmarks.peers import protocol
 
 SAMPLED = ["loss.name=sampled_softmax", f"loss.n_negatives={protocol.NEGATIVES}", "data.sampling=every_position"]
@@ -42,23 +40,22 @@ class Ours(protocol.Side):
             f"optim.lr={protocol.LR}",
             f"trainer.precision={os.environ.get('PRECISION', '32-true')}",
             *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.progress=false", "logger.wandb=disabled"),
-            "eval.diversity_lambdas=[0.0]",  # the peers have no such thing to compute
+            *("eval.diversity_lambdas=[0.0]", "eval.filter_seen=false"),  # the peers have no such things to compute
             *("eval.rankings=false", f"data.root={os.environ['DATA_ROOT']}"),
             *FAMILIES[model],
         ]
         settings += [f"backbone.dropout={protocol.DROPOUT}"] if model.startswith("sasrec") else []
         settings += [] if model.startswith("sasrec") else [f"backbone.n_interests={protocol.INTERESTS}"]
         self.config = load(None, settings)
-        self.loaded = InteractionData(prepare(self.config.dataset, self.config.data.root), self.config)
+        self.loaded = build_data(self.config, prepare(self.config.dataset, self.config.data.root))
 
     def reset(self) -> None:
         self.net, self.epoch = build_model(self.config, self.loaded, train=True), 0
-        optimizer = self.net.make_optimizer(self.net)
-        self.net.make_optimizer = lambda module: optimizer  # one for all calls of `train`, as the peers have
+        optimizer = self.net.configure_optimizers()
+        self.net.configure_optimizers = lambda: optimizer  # one for all calls of `train`, as the peers have
 
     def _trainer(self) -> pl.Trainer:
-        trainer = build_trainer(self.config, None, RetrievalEval(self.config.eval, self.config.cutoffs))
-        trainer.callbacks = []  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = build_trainer(self.config)
         trainer.limit_val_batches = 0
         return trainer
 
@@ -73,8 +70,7 @@ class Ours(protocol.Side):
         trainer.fit(self.net, datamodule=self.loaded)
 
     def rank(self) -> None:
-        evaluation = RetrievalEval(self.config.eval, self.config.cutoffs)
-        trainer = build_trainer(self.config, None, evaluation)
+        trainer = build_trainer(self.config)
         trainer.test(self.net, datamodule=self.loaded, verbose=False)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:

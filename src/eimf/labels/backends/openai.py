@@ -67,6 +67,10 @@ class OpenAIConfig(LLMConfig):
     """Most calls started in a minute, retries too; 0 is no limit."""
 
 
+class _BrokenError(Exception):
+    """The connection broke while a reply came in."""
+
+
 class OpenAIBackend:
     """An OpenAI-compatible endpoint.
 
@@ -185,6 +189,8 @@ class OpenAIBackend:
             except (TimeoutError, openai.APITimeoutError) as error:
                 problem = f"no answer within {self.timeout:g} s"
                 unreachable += type(error.__cause__).__name__ == "ConnectTimeout"
+            except _BrokenError as error:
+                problem = f"connection failed ({error})"
             except openai.APIConnectionError as error:
                 problem = f"connection failed ({type(error.__cause__).__name__})"
                 unreachable += type(error.__cause__).__name__ == "ConnectError"
@@ -243,14 +249,28 @@ class OpenAIBackend:
         params.pop("", None)
         call = self._client.chat.completions.with_streaming_response.create
         async with call(**chat_body(prompt, self.model, params, form)) as response:
-            content = bytearray()
-            async for (
-                part
-            ) in response.iter_bytes():  # unpacked as it comes, so that a small reply cannot become a huge one
+            content = await self._read(response)
+        return self._redact_reply(read_completion(json.loads(content)))
+
+    async def _read(self, response: Any) -> bytes:
+        """The body of a reply. It is unpacked as it comes, so that a small reply cannot become a huge one.
+
+        Raises:
+            CallError: it is too long.
+        """
+        content = bytearray()
+        try:
+            async for part in response.iter_bytes():
                 content += part
                 if len(content) > REPLY_BYTES:
                     raise CallError(f"{self._address}: the reply is longer than {REPLY_BYTES:,} bytes")
-        return self._redact_reply(read_completion(json.loads(content)))
+        except (CallError, TimeoutError):
+            raise
+        except Exception as error:  # of the HTTP library that openai uses, whichever that is
+            if "Timeout" in type(error).__name__:
+                raise TimeoutError from None
+            raise _BrokenError(type(error).__name__) from None
+        return bytes(content)
 
     def _adapt(self, error: Any, renamed: Mapping[str, str]) -> bool:
         """Rename or leave out a parameter that this server does not know; whether a call with `renamed` lacked it."""
