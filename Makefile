@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast lint bench bench-peers docs clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast fuzz lint bench bench-peers docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -65,7 +65,10 @@ test: .venv/.ready-dev ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: .venv/.ready-dev ## run the tests that take a minute, for every day
-	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz" $(ARGS)
+
+fuzz: .venv/.ready-dev ## search for raw files that break preparation (minutes)
+	$(BIN)/python -m pytest tests/property tests/runs -m fuzz $(ARGS)
 
 lint: .venv/.ready-dev ## check format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright

@@ -26,4 +26,5 @@ def test_every_field_of_every_component_is_explained() -> None:
     kinds = {kind for name, kind in sections.items() if name not in CHOSEN}
     kinds |= {one.Config for registry in (BACKBONES, LOSSES, SOURCES, BACKENDS) for one in registry.values()}
     for kind in kinds:
+        assert isinstance(kind, type)
         assert {item.name for item in fields(kind)} == set(meanings(kind)), kind

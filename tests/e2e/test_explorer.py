@@ -125,6 +125,11 @@ def test_answers_and_errors(client: TestClient, explorer: Explorer) -> None:
         assert told in reply.json()["error"]
     assert client.get("/nowhere").json() == {"error": "Not Found"}
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    for reply in (client.get("/nowhere"), client.get("/api/about"), client.get("/", headers={"host": "evil.example"})):
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+    reply = client.get("/api/look", params={"item": ["x" * 300] * 100})
+    assert (reply.status_code, "characters, at most 20,000" in reply.json()["error"]) == (400, True)
 
 
 def test_without_prepared_data_items_can_still_be_explored(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""The command `eimf`, one file a group of commands."""
+"""The command `eimf`, one file per group of commands."""

@@ -18,9 +18,9 @@ def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, **options: Any
 ) -> argparse.ArgumentParser:
     """Add a command that calls `run` with its arguments."""
-    made = commands.add_parser(name, help=text, description=text, **options)
-    made.set_defaults(run=run)
-    return made
+    parser = commands.add_parser(name, help=text, description=text, **options)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -64,5 +64,5 @@ def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
 
 
 def is_file_argument(text: str) -> bool:
-    """Whether an argument is a file and not a setting: a path may hold `=`."""
+    """Whether an argument is a file, not a setting. A path may contain `=`."""
     return "=" not in text or Path(text).is_file()

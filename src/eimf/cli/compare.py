@@ -1,4 +1,4 @@
-"""The command `eimf compare`: run what is missing of a suite, and compare."""
+"""The command `eimf compare`: make the missing runs of a suite, and compare all of them."""
 
 import argparse
 import logging
@@ -58,17 +58,17 @@ def _compare(options: argparse.Namespace) -> None:
         failed = run_suite(planned[index - 1 :: shards], suite.folder)
         planned = plan(suite, options.any_code)
     runs = finished_runs(suite, planned)
-    found = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
-    console.print(to_rich(found))
-    for sentence in sentences(found):
+    comparison = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
+    console.print(to_rich(comparison))
+    for sentence in sentences(comparison):
         console.print(sentence, highlight=False, soft_wrap=True)
     if options.groups:
-        _show_groups(console, suite, runs, found)
-    _show_costs(console, found.costs)
-    unfinished = sum(one.state != FINISHED for one in planned)
+        _show_groups(console, suite, runs, comparison)
+    _show_costs(console, comparison.costs)
+    unfinished = sum(run.state != FINISHED for run in planned)
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
-    paths = write_comparison(found, suite.folder / "comparison")
+    paths = write_comparison(comparison, suite.folder / "comparison")
     log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:
         raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
@@ -87,14 +87,14 @@ def _show_plan(console: Console, planned: "list[Planned]") -> None:
     table = Table(title=f"{len(planned)} runs", title_justify="left")
     for column in ("variant", "seed", "state", "folder"):
         table.add_column(column, overflow="fold")
-    for one in planned:
-        state = one.state + (", other code" if one.found and one.state == FINISHED and not one.found.this_code else "")
-        table.add_row(one.variant, str(one.config.seed), state, str(one.found.folder if one.found else ""))
+    for run in planned:
+        state = run.state + (", other code" if run.found and run.state == FINISHED and not run.found.this_code else "")
+        table.add_row(run.variant, str(run.config.seed), state, str(run.found.folder if run.found else ""))
     console.print(table)
 
 
-def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], found: "Comparison") -> None:
-    """Lifts by groups of users, in the table's first metric; kept in `groups.csv`."""
+def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Path]], comparison: "Comparison") -> None:
+    """Print lifts by groups of users in the table's first metric, and write them to `groups.csv`."""
     import polars
 
     from eimf.core.files import make_folder, write_text_atomic
@@ -104,24 +104,32 @@ def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Pat
     from eimf.training.evaluate import group_held_out
 
     configs = [configs[0] for configs in suite.variants.values()]
-    config = next((one for one in configs if one.eimf.enabled), suite.first)  # whose labels users are near to
+    config = next((each for each in configs if each.eimf.enabled), suite.first)  # with labels, if any variant has them
     data = build_data(config, prepare(config.dataset, config.data.root), labelled=False)
-    groups = group_held_out(config, data, found.part)
-    lifts = compare_groups(runs, suite.baseline, found.metrics[0], groups, found.part)
-    table = Table(title=f"lift in {found.metrics[0]} over {found.baseline} by groups of users", title_justify="left")
+    groups = group_held_out(config, data, comparison.part)
+    lifts = compare_groups(runs, suite.baseline, comparison.metrics[0], groups, comparison.part)
+    table = Table(
+        title=f"lift in {comparison.metrics[0]} over {comparison.baseline} by groups of users", title_justify="left"
+    )
     for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
         table.add_column(
             column, justify="left" if column in ("group", "level", "variant") else "right", overflow="fold"
         )
-    for one in lifts:
-        interval = f"{one.low:+.1%} to {one.high:+.1%}"
+    for lift in lifts:
+        interval = f"{lift.low:+.1%} to {lift.high:+.1%}"
         table.add_row(
-            one.group, one.level, f"{one.users:,}", one.variant, f"{one.baseline:.4f}", f"{one.lift:+.1%}", interval
+            lift.group,
+            lift.level,
+            f"{lift.users:,}",
+            lift.variant,
+            f"{lift.baseline:.4f}",
+            f"{lift.lift:+.1%}",
+            interval,
         )
     console.print(table)
     folder = suite.folder / "comparison"
     make_folder(folder)
-    write_text_atomic(folder / "groups.csv", polars.DataFrame([vars(one) for one in lifts]).write_csv())
+    write_text_atomic(folder / "groups.csv", polars.DataFrame([vars(lift) for lift in lifts]).write_csv())
 
 
 def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
@@ -130,6 +138,6 @@ def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
     table.add_column("variant", overflow="fold")
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for variant, found in costs.items():
-        table.add_row(variant, *(f"{found[name]:.2f}" if name in found else "" for name in names))
+    for variant, values in costs.items():
+        table.add_row(variant, *(f"{values[name]:.2f}" if name in values else "" for name in names))
     console.print(table)

@@ -1,4 +1,4 @@
-"""The commands `eimf label ...`: choose typical users, ask an LLM about them, look after the answers."""
+"""The commands `eimf label ...`: choose typical users, ask an LLM about them, manage the replies."""
 
 import argparse
 import asyncio
@@ -33,9 +33,9 @@ def add_commands(groups: Commands) -> None:
     commands = label.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
-        made = add_command(commands, name, lambda options: run(options, load_experiment(options)), text)
-        add_experiment(made)
-        return made
+        parser = add_command(commands, name, lambda options: run(options, load_experiment(options)), text)
+        add_experiment(parser)
+        return parser
 
     run = command("run", _run, "ask an LLM about typical users; what the cache has is not asked again")
     run.add_argument(
@@ -53,8 +53,8 @@ def add_commands(groups: Commands) -> None:
     export = command("export", _export, "write the labels as JSONL, or the open questions as an OpenAI batch file")
     export.add_argument("--to", type=Path, required=True, metavar="FILE")
     export.add_argument("--batch", action="store_true", help="questions for OpenAI's Batch API instead of labels")
-    take = command("import", _import, "read labels from JSONL, or the output of an OpenAI batch")
-    take.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
+    importer = command("import", _import, "read labels from JSONL, or the output of an OpenAI batch")
+    importer.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
     command("stats", _stats, "count replies, tokens and seconds")
     show = command("show", _show, "show what the LLM said of a user")
     show.add_argument("--user", required=True, metavar="USER_ID")
@@ -68,15 +68,15 @@ def _prepared(config: "Config") -> "Prepared":
 
 
 def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
-    """What users are clustered by: their texts, their behaviour, or both (`typical.represent`)."""
+    """The vectors by which users are clustered: of texts, of behaviour, or both (`typical.represent`)."""
     from eimf.data.text import encode_items
     from eimf.labels.typical import interest_vectors, side_by_side, user_vectors
     from eimf.runs.folder import load_backbone
 
-    found = []
+    vectors = []
     if config.typical.represent != "behaviour":
         titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
-        found.append(user_vectors(prepared.sequences, spans, titles))
+        vectors.append(user_vectors(prepared.sequences, spans, titles))
     if config.typical.represent != "text":
         backbone, trained = load_backbone(Path(config.typical.run), prepared)
         if trained.split != config.split:
@@ -85,8 +85,8 @@ def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np
                 f"split.seed={trained.split.seed}), so its model has seen users or items that are held out here; "
                 "name a run of this split."
             )
-        found.append(interest_vectors(backbone, prepared.sequences, spans, trained.data.max_len))
-    return side_by_side(*found)
+        vectors.append(interest_vectors(backbone, prepared.sequences, spans, trained.data.max_len))
+    return side_by_side(*vectors)
 
 
 def _choose(config: "Config", prepared: "Prepared", budgets: tuple[int, ...]) -> "list[Typical]":
@@ -126,7 +126,7 @@ def _questions(config: "Config", prepared: "Prepared") -> "list[LabelRequest]":
 
 
 def _show_coverage(config: "Config", prepared: "Prepared") -> None:
-    """How near typical users are, for smaller budgets than the one asked for."""
+    """Print the mean distance to the nearest typical user, for the budget and for smaller ones."""
     from eimf.data.splits import split_sequences
 
     budget = config.typical.budget_of(len(split_sequences(prepared.sequences, config.split).train.user_idx))
@@ -153,16 +153,16 @@ def _model(config: "Config") -> str:
 def _unanswered(
     config: "Config", requests: "list[LabelRequest]", model: str, again: "Set[str]"
 ) -> "list[LabelRequest]":
-    """The requests that the cache has no reply to by a model."""
+    """The requests to which the cache has no reply of the model."""
     from eimf.labels.cache import LabelCache
     from eimf.labels.label import request_key
 
     if not model or not _has_cache(config):
         return requests
-    keys = [request_key(one.prompt, model, _parameters(config)) for one in requests]
+    keys = [request_key(request.prompt, model, _parameters(config)) for request in requests]
     with LabelCache(config.label_cache, read_only=True) as cache:
-        left = set(cache.pending(keys, again))
-    return [one for one, key in zip(requests, keys, strict=True) if key in left]
+        pending = set(cache.pending(keys, again))
+    return [request for request, key in zip(requests, keys, strict=True) if key in pending]
 
 
 def _run(options: argparse.Namespace, config: "Config") -> None:
@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace, config: "Config") -> None:
     if options.dry_run:
         _preview(options, config, again, concurrency, per_minute)
         return
-    _model(config)  # a missing name is said before anything is encoded
+    _model(config)  # an error about a missing name, before anything is encoded
     requests = _questions(config, _prepared(config))
 
     async def work(backend: "Backend") -> None:
@@ -211,16 +211,16 @@ def _preview(
         model = _model(config)
     except ConfigError:  # a preview needs no model
         model = ""
-    left = _unanswered(config, requests, model, again)
+    unanswered = _unanswered(config, requests, model, again)
     print(
         preview(
-            left,
+            unanswered,
             price_in=options.price_in,
             price_out=options.price_out,
             seconds_per_call=options.seconds_each,
             concurrency=concurrency,
             rate_per_minute=per_minute,
-            done=len({one.prompt for one in requests}) - len({one.prompt for one in left}),
+            done=len({request.prompt for request in requests}) - len({request.prompt for request in unanswered}),
         )
     )
 
@@ -252,12 +252,12 @@ def _import(options: argparse.Namespace, config: "Config") -> None:
         with LabelCache(config.label_cache) as cache:
             batch = import_batch(options.source, cache, requests, model=_model(config), params=_parameters(config))
         rest = ("repeated", "unknown", "broken_lines", "missing")
-        found = batch.counts | {name: getattr(batch, name) for name in rest}
+        counted = batch.counts | {name: getattr(batch, name) for name in rest}
     else:
         with LabelCache(config.label_cache) as cache:
             report = cache.import_jsonl(options.source, set(prepared.user_ids), set(prepared.items["item_id"]))
-        found, examples = {name: value for name, value in vars(report).items() if name != "first"}, report.first
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items() if count)
+        counted, examples = {name: value for name, value in vars(report).items() if name != "first"}, report.first
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counted.items() if count)
     print(f"{config.label_cache}: {counts}")
     for name, example in examples.items():
         print(f"  {name.replace('_', ' ')}, for example: {example}")
@@ -290,10 +290,10 @@ def _stats(options: argparse.Namespace, config: "Config") -> None:
     table = Table(title=str(config.label_cache), title_justify="left")
     for column in ("model", "status", "replies", "tokens in", "tokens out", "seconds a reply"):
         table.add_column(column, justify="left" if column in ("model", "status") else "right")
-    for model, status in sorted({(one.model, one.status) for one in records}):
-        rows = [one for one in records if (one.model, one.status) == (model, status)]
-        seconds = sum(one.seconds for one in rows) / len(rows)
-        tokens = (sum(one.tokens_in for one in rows), sum(one.tokens_out for one in rows))
+    for model, status in sorted({(record.model, record.status) for record in records}):
+        rows = [record for record in records if (record.model, record.status) == (model, status)]
+        seconds = sum(record.seconds for record in rows) / len(rows)
+        tokens = (sum(record.tokens_in for record in rows), sum(record.tokens_out for record in rows))
         table.add_row(Text(model), status, f"{len(rows):,}", f"{tokens[0]:,}", f"{tokens[1]:,}", f"{seconds:.2f}")
     Console().print(table)
 
@@ -302,18 +302,18 @@ def _show(options: argparse.Namespace, config: "Config") -> None:
     from eimf.labels.cache import LabelCache
 
     with LabelCache(_existing(config), read_only=True) as cache:
-        found = [record for record in cache.records() if record.user_id == options.user]
-    if not found:
+        records = [record for record in cache.records() if record.user_id == options.user]
+    if not records:
         raise LabelError(
             f"--user: {options.user!r} has no reply in {config.label_cache}; eimf label stats counts them."
         )
     prepared, console = _prepared(config), Console()
     titles = dict(zip(prepared.items["item_id"], prepared.items["title"], strict=True))
-    for record in found:
+    for record in records:
         console.print(Text(f"{record.model}, {record.status} {record.reason}".rstrip()), style="bold")
-        for one in record.interests:
-            console.print(Text(one.name))
-            for number in one.items:
+        for interest in record.interests:
+            console.print(Text(interest.name))
+            for number in interest.items:
                 console.print(Text(f"  {number:>2}. {titles.get(record.history[number - 1], '(unknown item)')}"))
 
 
@@ -327,8 +327,8 @@ def _check(options: argparse.Namespace, config: "Config") -> None:
     if not labels:
         raise LabelError(f"{config.label_cache}: holds no good reply ({counts}); nothing to check.")
     prepared = _prepared(config)
-    found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
+    quality = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
     table = Table(title=str(config.label_cache), title_justify="left", show_header=False)
-    for name, value in describe(found, counts).items():
+    for name, value in describe(quality, counts).items():
         table.add_row(name, value)
     Console().print(table)

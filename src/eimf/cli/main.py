@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
-    """One line for what nobody foresaw, with the way to see more."""
+    """Print one line about an unexpected error, and how to see more of it."""
     if debug or os.environ.get(DEBUG):
         traceback.print_exc()
     reason = " ".join(str(error).split())[:200]
-    if isinstance(error, OSError):  # the file system: a full disk, a missing permission, a name that is too long
+    if isinstance(error, OSError):  # of the file system: a full disk, a missing permission, a name that is too long
         path = f"{error.filename}: " if error.filename else ""
         print(f"eimf: {path}{error.strerror or reason}; choose another path, or free some space.", file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ class _Lines(logging.Handler):
 def show_log_lines() -> None:
     """Show what the package logs, in the first of several processes only."""
     logger = logging.getLogger("eimf")
-    if not any(isinstance(one, _Lines) for one in logger.handlers):
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
         logger.propagate = False
     later = any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -107,12 +107,12 @@ def _recommend(options: argparse.Namespace) -> None:
         table.add_row(Text(item), Text(model.title(item) or "(no title)"))
     console = Console()
     console.print(table)
-    for name, found in [(f"interest {k}", one) for k, one in enumerate(lists)] + [("merged", merged)]:
+    for name, ranked in [(f"interest {k}", items) for k, items in enumerate(lists)] + [("merged", merged)]:
         table = Table(title=name, title_justify="left")
         for column in ("item", "title", "score", "interest"):
             table.add_column(column, justify="right" if column in ("score", "interest") else "left")
-        for one in found:
-            table.add_row(Text(one.item_id), Text(one.title or "(no title)"), f"{one.score:.3f}", str(one.interest))
+        for each in ranked:
+            table.add_row(Text(each.item_id), Text(each.title or "(no title)"), f"{each.score:.3f}", str(each.interest))
         console.print(table)
 
 

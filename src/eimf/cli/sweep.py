@@ -59,11 +59,11 @@ def create_sweep(sweep: Sweep) -> str:
 
     try:
         raw = {"name": sweep.name, **sweep.raw}
-        made = wandb.sweep(raw, raw.get("entity"), raw.get("project", sweep.config.logger.project))
+        sweep_id = wandb.sweep(raw, raw.get("entity"), raw.get("project", sweep.config.logger.project))
     except Exception as error:  # wandb, requests and its own service have no common base class
         raise ConfigError(f"W&B: {_first_line(error)}. Without an account or network: --offline.") from None
-    print(f"another agent, on any machine: eimf sweep --join {made}", flush=True)
-    return made
+    print(f"another agent, on any machine: eimf sweep --join {sweep_id}", flush=True)
+    return sweep_id
 
 
 def start_agent(sweep_id: str, runs: int | None = None) -> None:
@@ -79,7 +79,7 @@ def start_agent(sweep_id: str, runs: int | None = None) -> None:
     entity = owner[0] if len(owner) == 2 else None
     try:
         wandb.agent(name, entity=entity, project=project, count=runs)
-    except Exception as error:  # as above
+    except Exception as error:  # of no common base class, as above
         raise ConfigError(f"W&B: sweep {sweep_id}: {_first_line(error)}.") from None
 
 
@@ -97,26 +97,26 @@ def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
         path = local.write_table()
     console = Console()
     table = Table(title=f"{sweep.name}: {len(local.trials)} trials, {sweep.metric} of validation users")
-    names = [one.name for one in sweep.parameters]
+    names = [parameter.name for parameter in sweep.parameters]
     for column in ("trial", *names, sweep.metric, "epochs", "minutes", "state", "folder"):
         table.add_column(column, overflow="fold")
-    for one in local.ranked():
-        value = "" if one.objective is None else f"{one.objective:.4f}"
-        shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in one.values]
+    for trial in local.ranked():
+        value = "" if trial.objective is None else f"{trial.objective:.4f}"
+        shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in trial.values]
         row = [
-            one.number,
+            trial.number,
             *shown,
             value,
-            one.epochs,
-            f"{one.minutes:.1f}",
-            one.state,
-            os.path.relpath(one.folder or local.folder, local.folder),
+            trial.epochs,
+            f"{trial.minutes:.1f}",
+            trial.state,
+            os.path.relpath(trial.folder or local.folder, local.folder),
         ]
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
     log.info(f"written: {path} (folders are relative to its own)")
-    if failed := [one for one in local.ranked() if one.state == FAILED]:
-        names_of_failed = "; ".join(f"trial {one.number} ({one.reason})" for one in failed)
+    if failed := [trial for trial in local.ranked() if trial.state == FAILED]:
+        names_of_failed = "; ".join(f"trial {trial.number} ({trial.reason})" for trial in failed)
         raise ArtifactError(
             f"{sweep.name}: {len(failed)} of {len(local.trials)} runs failed: {names_of_failed}. See log.txt in their "
             f"folders in {local.folder}; --retry runs them again."

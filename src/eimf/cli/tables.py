@@ -17,31 +17,31 @@ def print_statistics(prepared: "Prepared") -> None:
     """Print the usual statistics table of a data set, and what was repaired."""
     from eimf.data.prepared import statistics
 
-    found = statistics(prepared)
+    counts = statistics(prepared)
     table = Table(title=Text(prepared.folder.name), title_justify="left")
     for column in ("users", "items", "interactions", "mean length", "median", "density", "last two tied"):
         table.add_column(column, justify="right")
     table.add_row(
-        f"{found.users:,}",
-        f"{found.items:,}",
-        f"{found.interactions:,}",
-        f"{found.mean_length:.2f}",
-        f"{found.median_length:.0f}",
-        f"{100 * found.density:.3f}%",
-        f"{100 * found.tied_users:.1f}%",
+        f"{counts.users:,}",
+        f"{counts.items:,}",
+        f"{counts.interactions:,}",
+        f"{counts.mean_length:.2f}",
+        f"{counts.median_length:.0f}",
+        f"{100 * counts.density:.3f}%",
+        f"{100 * counts.tied_users:.1f}%",
     )
     Console().print(table)
-    for what, count in prepared.manifest.repairs.items():
-        print(f"  {count:,} {what}")
+    for repair, count in prepared.manifest.repairs.items():
+        print(f"  {count:,} {repair}")
 
 
 def print_results(results: "dict[str, Evaluation]", title: str) -> None:
-    """Print metrics of validation and test users, and what more is known of the test lists."""
+    """Print metrics of validation and test users, and further measures of the lists."""
     console = Console()
     table = Table(title=Text(title), title_justify="left")
     table.add_column("metric")
     columns = list(results)
-    shown = columns[-1]  # test, or validation where the test users are left alone
+    shown = columns[-1]  # test, or validation if the test users were not evaluated
     for part in columns:
         table.add_column(part, justify="right")
     beside = [
@@ -70,6 +70,6 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
         )
         for column in trade_off[0]:
             table.add_column(column, justify="right")
-        for one in trade_off:
-            table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in one.items()))
+        for point in trade_off:
+            table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in point.items()))
         console.print(table)

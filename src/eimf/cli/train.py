@@ -87,13 +87,13 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _say_repeats(config: "Config", prepared: "Prepared") -> None:
-    """Say whether users come back to items, which decides what evaluation leaves out."""
+    """Log the share of held-out targets that repeat an item; `eval.filter_seen=auto` depends on it."""
     from eimf.core.errors import DataError
     from eimf.data.splits import share_of_repeats, split_sequences
 
     try:
         parts = split_sequences(prepared.sequences, config.split)
-    except DataError:  # too few users for this split, which matters to training only
+    except DataError:  # too few users for this split; only training needs one
         return
     share = share_of_repeats(prepared.sequences, parts.validation, parts.test)
     log.info(f"  {share:.1%} of the held-out targets ({config.split.kind} split) repeat an item of the user's context")
@@ -104,9 +104,9 @@ def _simulate(options: argparse.Namespace) -> None:
     from eimf.data.shop import write_shop
     from eimf.data.sources.demo import DemoConfig
 
-    wanted = {"n_users": options.users, "n_items": options.items}
-    wanted |= {"mean_length": options.mean_length, "seed": options.seed}
-    config = load(None, [f"dataset.{name}={value}" for name, value in wanted.items()])
+    settings = {"n_users": options.users, "n_items": options.items}
+    settings |= {"mean_length": options.mean_length, "seed": options.seed}
+    config = load(None, [f"dataset.{name}={value}" for name, value in settings.items()])
     assert isinstance(config.dataset, DemoConfig)
     write_shop(options.folder, config.dataset)
     large = options.items > config.optim.dense_limit

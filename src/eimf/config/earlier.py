@@ -1,4 +1,4 @@
-"""Settings of version 0.1, read as today's, so that its runs can still be loaded, compared and resumed."""
+"""Converts settings of version 0.1 to today's, so that its runs can still be loaded, compared and resumed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ FIXED: dict[str, Any] = {
     "eval.ivf_probes": 16,
     "eval.pq_bytes": 16,
 }
-"""Settings that are constants now, with their value."""
+"""Settings that are constants now, with their values."""
 RENAMED = {"eimf.served": "eimf.linked", "eimf.served_temperature": "eimf.link_temperature"}
 OF_LOSS = {
     "full_softmax": (),
@@ -46,7 +46,7 @@ OF_TABLE = (
 
 
 def convert(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Today's settings of a whole configuration that version 0.1 wrote; any other is returned as it is.
+    """Convert a whole configuration of version 0.1 to today's settings; any other is returned unchanged.
 
     Raises:
         ConfigError: a setting that is a constant now has another value.
@@ -54,12 +54,12 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
     loss = values.get("loss")
     if not isinstance(loss, Mapping) or "chunk_mb" not in loss or "llm" not in values:
         return dict(values)
-    new = {section: dict(one) if isinstance(one, Mapping) else one for section, one in values.items()}
+    new = {section: dict(value) if isinstance(value, Mapping) else value for section, value in values.items()}
     for key, value in FIXED.items():
         section, name = key.split(".")
-        found = new[section].pop(name, value)
-        if found != value:
-            raise ConfigError(f"{key}: is {found}, but is always {value} since version 0.2; train again.")
+        given = new[section].pop(name, value)
+        if given != value:
+            raise ConfigError(f"{key}: is {given}, but is always {value} since version 0.2; train again.")
     for old, renamed in RENAMED.items():
         (section, before), (_, after) = old.split("."), renamed.split(".")
         if before in new[section]:

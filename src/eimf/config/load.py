@@ -31,7 +31,7 @@ CHOSEN: dict[str, tuple[str, Registry]] = {
     "loss": ("name", LOSSES),
     "llm": ("backend", BACKENDS),
 }
-"""Sections that are made for what they name: the key that names it, and where it is looked up."""
+"""Sections whose fields depend on a component: the key that names the component, and its registry."""
 SHORT = {"dataset": "name", "backbone": "name", "loss": "name"}
 """`backbone: mind` stands for `backbone: {name: mind}`."""
 PRESETS = "presets"
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
     """Values of one file or argument."""
 
     origin: str
-    """What it is, for people: the path of a file, or the argument."""
+    """Where the values come from: the path of a file, or the argument."""
     values: Values
 
 
@@ -77,9 +77,9 @@ def load_for(
 def files_for(dataset: str, backbone: str, overrides: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
     """The experiment file of a data set and a backbone, if there is one, and the overrides to load it with."""
     check_component(dataset, "--dataset")
-    found = find_experiment(f"{dataset}/{backbone}.yaml") if ":" not in backbone else None
-    names = [] if found is not None else [f"dataset={dataset}", f"backbone={backbone}"]
-    return found, [*names, *overrides]
+    experiment = find_experiment(f"{dataset}/{backbone}.yaml") if ":" not in backbone else None
+    names = [] if experiment is not None else [f"dataset={dataset}", f"backbone={backbone}"]
+    return experiment, [*names, *overrides]
 
 
 def read_layers(
@@ -116,7 +116,7 @@ def _with_presets(layer: Layer) -> list[Layer]:
     """The presets that a layer names, then the layer without their names."""
     values = dict(layer.values)
     chosen = values.pop(PRESETS, [])
-    found = []
+    presets = []
     for name in [chosen] if isinstance(chosen, str) else list(chosen or []):
         check_component(str(name), "presets")
         path = find_experiment(f"presets/{name}.yaml")
@@ -125,12 +125,12 @@ def _with_presets(layer: Layer) -> list[Layer]:
                 f"presets: no experiments/presets/{name}.yaml{nearest(str(name), names_in('presets'))}; "
                 f"there are {', '.join(names_in('presets'))}."
             )
-        found.append(Layer(str(path), read_yaml(path)))
-    return [*found, layer._replace(values=values)]
+        presets.append(Layer(str(path), read_yaml(path)))
+    return [*presets, layer._replace(values=values)]
 
 
 def merge_layers(layers: Sequence[Layer]) -> Values:
-    """The values of all layers, later ones on top."""
+    """The values of all layers; later layers win."""
     merged: Values = {}
     for layer in layers:
         merged = merge(merged, layer.values)
@@ -138,9 +138,9 @@ def merge_layers(layers: Sequence[Layer]) -> Values:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Values:
-    """Nested values with those of `top` on top.
+    """Merge nested values; those of `top` win.
 
-    Where `top` chooses another component of a section, options of the earlier one that the new one lacks are dropped.
+    If `top` chooses another component for a section, options of the earlier one that the new one lacks are dropped.
     """
     merged = dict(base)
     for key, value in top.items():
@@ -174,7 +174,7 @@ def origins(layers: Sequence[Layer], config: Config) -> Iterator[tuple[str, Any,
                 yield (
                     ".".join(here),
                     value,
-                    next((one.origin for one in reversed(layers) if _has(one.values, here)), "default"),
+                    next((layer.origin for layer in reversed(layers) if _has(layer.values, here)), "default"),
                 )
 
     yield from walk(config, ())
@@ -234,7 +234,7 @@ def to_yaml(config: Config) -> str:
 
 
 def experiments_folders() -> list[Path]:
-    """Where experiment files are looked for: the working folder's, then those shipped with the package."""
+    """Folders of experiment files: the working folder's, then those shipped with the package."""
     package = Path(__file__).resolve().parents[1]
     shipped = [package / "experiments", package.parents[1] / "experiments"]
     return [folder for folder in (Path("experiments"), *shipped) if folder.is_dir()]
@@ -287,10 +287,10 @@ def _parse_override(text: str) -> Values:
 def _value(text: str, whole: str) -> Any:
     """The value of an override: a list or a group as YAML has it, a number, true or false, or else the text as it is.
 
-    So a separator `|`, `,` or `::` is itself, and an empty value is an empty text.
+    So a separator `|`, `,` or `::` stays as it is, and an empty value is an empty text.
 
     Raises:
-        ConfigError: a list or a group that is no YAML.
+        ConfigError: a list or a group is not valid YAML.
     """
     if text == "None" or text.startswith(("{", "[")):
         try:  # W&B's agents write values as Python does: None, and {'lr': 1e-05, 'x': None} for nested parameters
@@ -326,9 +326,9 @@ def _build(schema: type, value: Any, path: str) -> Any:
         raise ConfigError(f"{path}: must be a group of key: value pairs, is {value!r}.")
     check_keys(value, {item.name: item for item in fields(schema)}, path)
     empty = {item.name for item in fields(schema) if item.type in (str, "str")}
-    value = {name: "" if one is None and name in empty else one for name, one in value.items()}
+    value = {name: "" if given is None and name in empty else given for name, given in value.items()}
     choices = {item.name: get_args(item.type) for item in fields(schema)}
-    value = {name: _choice(one, choices[name]) for name, one in value.items()}
+    value = {name: _choice(given, choices[name]) for name, given in value.items()}
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         return OmegaConf.to_object(node)
@@ -338,7 +338,7 @@ def _build(schema: type, value: Any, path: str) -> Any:
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
-    """`true` and `false` as texts, where a setting has such choices."""
+    """`true` and `false` as texts, if they are among the setting's choices."""
     return str(value).lower() if isinstance(value, bool) and str(value).lower() in choices else value
 
 

@@ -49,7 +49,7 @@ _HEADER = "| key | type | default | range | meaning |\n| --- | --- | --- | --- |
 
 
 def _table(section: str, kind: type, known: tuple[str, ...]) -> str:
-    """Rows of the fields that are not known already; empty if there are none."""
+    """The table of the fields that are not in `known`; empty if there are none."""
     hints, texts = get_type_hints(kind), meanings(kind)
     rows = [
         _row(item, hints[item.name], f"{section}.{item.name}", texts)
@@ -62,7 +62,7 @@ def _table(section: str, kind: type, known: tuple[str, ...]) -> str:
 def _row(item: Field[Any], hint: Any, key: str, texts: dict[str, str]) -> str:
     default = item.default if item.default is not MISSING else item.default_factory()  # pyright: ignore[reportCallIssue]
     low, high = item.metadata.get("low"), item.metadata.get("high")
-    limits = " to ".join(f"{one:g}" for one in (low, high) if one is not None)
+    limits = " to ".join(f"{limit:g}" for limit in (low, high) if limit is not None)
     limits = f"from {limits}" if limits and high is None else limits
     shown = f"`{default}`" if default not in ("", [], {}) else "empty"
     cells = (f"`{key}`", _type(hint), shown, limits, texts.get(item.name, ""))
@@ -71,7 +71,7 @@ def _row(item: Field[Any], hint: Any, key: str, texts: dict[str, str]) -> str:
 
 def _type(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return ", ".join(f"`{one}`" for one in get_args(hint))
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     if get_origin(hint) is list:
         return f"list of {names[get_args(hint)[0]]}s"
@@ -83,7 +83,7 @@ def _type(hint: Any) -> str:
 
 def meanings(kind: type) -> dict[str, str]:
     """The text below each field of a dataclass, inherited ones included, on one line."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not is_dataclass(base):
             continue
@@ -92,8 +92,8 @@ def meanings(kind: type) -> dict[str, str]:
         for node, below in zip(tree.body, tree.body[1:], strict=False):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(text, ast.Constant):
-                found[node.target.id] = " ".join(str(text.value).split())
-    return found
+                texts[node.target.id] = " ".join(str(text.value).split())
+    return texts
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The schema: every setting, with its type, range, default, meaning and the source of the default.
 
-Four sections are made for what they name. `dataset.source`, `backbone.name`, `loss.name` and `llm.backend` choose a
+Four sections depend on a component. `dataset.source`, `backbone.name`, `loss.name` and `llm.backend` choose a
 component (see `eimf.config.components`), and the section then has the fields of that component's own `Config`, a
 subclass of the section's class below.
 """
@@ -24,7 +24,7 @@ class DatasetConfig:
     interactions: str = ""
     """File of interactions: a path, or a name in `data/raw/<name>/`."""
     items: str = ""
-    """File of item texts, optional; as above."""
+    """File of item texts, optional: a path, or a name in `data/raw/<name>/`."""
     urls: dict[str, str] = field(default_factory=dict)
     """File name -> address to download it from."""
     sha256: dict[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class DataConfig(BatchConfig):
-    """How batches are made, and where data lie."""
+    """How batches are made, and where the data are kept."""
 
     root: str = "data"
     """Folder of raw and prepared data."""
@@ -140,7 +140,7 @@ class TypicalConfig:
     """Users are clustered by the mean of their items' text vectors, by the mean of their interest vectors in a trained
     run, or by both side by side."""
     run: str = ""
-    """Folder of that run; its training users must be the ones here."""
+    """Folder of that run, which must have the same training users."""
     method: Literal["cluster", "random", "longest"] = "cluster"
     """`random` and `longest` are for ablation."""
     seed: int = option(0, low=0)
@@ -153,7 +153,7 @@ class TypicalConfig:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """The LLM that puts interests in words. Its API key comes from the environment only. Each backend adds options."""
+    """The LLM that writes explicit interests. Its API key comes from the environment. Each backend adds options."""
 
     backend: str = "openai"
     """`openai`: any server with OpenAI's chat completions; `gguf`: a file run in this process; or one of your own."""
@@ -167,7 +167,7 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class EIMFConfig:
-    """Training with explicit interests. Off by default; nothing of it is in the inference graph."""
+    """Training with explicit interests. Off by default; inference does not use them."""
 
     enabled: bool = False
     """Train with explicit interests."""
@@ -256,7 +256,7 @@ class TrainerConfig:
     """Options of Lightning's Trainer."""
 
     max_epochs: int = option(30, low=0)
-    """Most epochs; 0 evaluates the untrained model."""
+    """Maximum number of epochs; 0 evaluates the untrained model."""
     patience: int = option(5, low=1)
     """Stop after this many validations without a better monitored metric."""
     accelerator: str = "auto"
@@ -266,8 +266,8 @@ class TrainerConfig:
     num_nodes: int = option(1, low=1)
     """Number of machines."""
     strategy: str = "auto"
-    """Any of Lightning's: auto, ddp, ...; `fsdp` shares out the item table and its optimiser states over all processes,
-    for tables that no device holds three times (`optim.name=adam` or `adamw`)."""
+    """Any of Lightning's: auto, ddp, ...; `fsdp` divides the parameters and their optimiser states among all processes,
+    for item tables that do not fit on a device together with their states (`optim.name=adam` or `adamw`)."""
     precision: str = "32-true"
     """Any of Lightning's: 32-true, bf16-mixed, 16-mixed, ..."""
     gradient_clip: float = option(0.0, low=0.0)
@@ -356,7 +356,7 @@ class Config:
 
     @property
     def label_cache(self) -> Path:
-        """Where `eimf label` keeps replies, and training looks for labels."""
+        """Where `eimf label` keeps replies, and training reads labels."""
         return Path(self.eimf.labels or f"{self.data.root}/labels/{self.dataset.name}.db")
 
     @property

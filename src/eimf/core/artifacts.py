@@ -1,7 +1,7 @@
-"""Immutable folders with a manifest: what was made, from what, by which options.
+"""Immutable folders with a manifest of their content, inputs and options.
 
-A folder appears under its final name only when it is complete: it is written beside its place and
-renamed, so a crash or a full disk leaves nothing half-written behind.
+A folder appears under its final name only when it is complete: it is written under a temporary name and renamed. So a
+crash or a full disk never leaves an incomplete folder under the final name.
 """
 
 import errno
@@ -39,7 +39,7 @@ class Manifest:
     counts: dict[str, int]
     """Row counts and the like."""
     repairs: dict[str, int] = field(default_factory=dict)
-    """What was dropped or mended on the way, and how often."""
+    """What was dropped or repaired on the way, and how often."""
     files: dict[str, str] = field(default_factory=dict)
     """Name of each file in the folder -> its SHA-256."""
     schema_version: int = SCHEMA_VERSION
@@ -48,13 +48,13 @@ class Manifest:
 
 @contextmanager
 def new_artifact(final: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `final`; rename it to `final` when the block ends well.
+    """Yield an empty folder beside `final`; rename it to `final` when the block ends without an error.
 
     If the block raises, the folder is removed. If another process has made `final` meanwhile,
     its folder stays and ours is dropped: both have the same content, as the name says.
 
     Raises:
-        ArtifactError: the disk refused a write.
+        ArtifactError: the folder cannot be written.
     """
     make_folder(final.parent)
     work = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -114,8 +114,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; delete the folder {folder} and make it again.")
-        if (found := sha256_file(path)) != digest:
+        if (actual := sha256_file(path)) != digest:
             raise ArtifactError(
-                f"{path}: changed since it was written (SHA-256 {found[:12]}, manifest says {digest[:12]}); "
+                f"{path}: changed since it was written (SHA-256 {actual[:12]}, manifest says {digest[:12]}); "
                 f"delete the folder {folder} and make it again."
             )

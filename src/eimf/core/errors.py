@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them as one line and exits with status 2."""
+"""Errors that a user can fix. The command line prints them as one line and exits with status 2."""
 
 
 class EimfError(Exception):
@@ -14,7 +14,7 @@ class DataError(EimfError):
 
 
 class TrainingError(EimfError):
-    """Training went wrong in a way that other settings may mend."""
+    """Training failed in a way that other settings may fix."""
 
 
 class LabelError(EimfError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, digests, and locks between processes."""
+"""Files that are written completely or not at all, digests, and locks between processes."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from eimf.core.errors import ArtifactError
 
 LOCK_WAIT_S = 1.0
-"""Another process may hold a lock for a moment to see whether it is free."""
+"""Seconds to wait for a lock: another process may hold it for a moment to test whether it is free."""
 
 
 def sha256_file(path: Path) -> str:
@@ -31,12 +31,12 @@ def sha256_json(value: Any) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a new file beside `path`; it takes the place of `path` when the block ends well.
+    """Yield the path of a new file beside `path`; it replaces `path` when the block ends without an error.
 
-    A reader sees the old content or the new, never a part, whatever ends the process.
+    A reader sees the old content or the new, never a part of it, even if the process is killed.
 
     Raises:
-        ArtifactError: the file system refuses; the old file stays as it was.
+        ArtifactError: the file cannot be written; the old file is kept.
     """
     work = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """Why the file system refused, or None if the error is of another kind."""
+    """The reason of an error of the file system, or None if the error is of another kind."""
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -82,11 +82,11 @@ def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A plain value with null for numbers that are not finite: JSON has none of them."""
+    """A plain value with null for numbers that are not finite, since JSON has no such numbers."""
     if isinstance(value, Mapping):
-        return {str(key): finite(one) for key, one in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and value - value != 0 else value
 
 
@@ -94,7 +94,7 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it.
 
     Raises:
-        ArtifactError: the file system refuses.
+        ArtifactError: it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, held: str) -> Iterator[None]:
-    """Hold the lock of a file, which ends with the process, whatever ends it.
+    """Hold the lock of a file. The operating system releases it when the process ends.
 
     Args:
-        path: of the lock file; it is made.
-        held: what to say when another process holds it.
+        path: the lock file, which is made if it is missing.
+        held: message for the case that another process holds the lock.
 
     Raises:
         ArtifactError: another process holds it, or the file cannot be made.

@@ -19,7 +19,7 @@ def check_ranges(options: Any, path: str = "") -> None:
     """Check the numbers of a settings dataclass, nested ones too.
 
     Args:
-        path: what messages put before the field's name.
+        path: text that messages put before the field's name.
 
     Raises:
         ConfigError: a number lies outside its range.
@@ -43,7 +43,7 @@ def take_options(kind: type[Options], whole: Options | None, given: dict[str, An
 
     Args:
         kind: the dataclass.
-        whole: an object of it; None makes one of `given`.
+        whole: an object of it; if None, one is made from `given`.
         given: fields by name.
 
     Raises:
@@ -59,9 +59,9 @@ def take_options(kind: type[Options], whole: Options | None, given: dict[str, An
             raise ConfigError(
                 f"{kind.__name__}: {name}: no such option{nearest(name, known)}; it has {', '.join(known)}."
             )
-    made = kind(**given)
-    check_ranges(made)
-    return made
+    options = kind(**given)
+    check_ranges(options)
+    return options
 
 
 def nearest(word: str, choices: list[str]) -> str:

@@ -29,14 +29,14 @@ class Registry(Mapping[str, Any]):
 
     def paths(self) -> dict[str, str]:
         """Import path of every name: ours first, then the entry points. Nothing is imported."""
-        found = {point.name: point.value for point in entry_points(group=self.group)}
-        return self.known | {name: path for name, path in found.items() if name not in self.known}
+        declared = {point.name: point.value for point in entry_points(group=self.group)}
+        return self.known | {name: path for name, path in declared.items() if name not in self.known}
 
     def __getitem__(self, name: str) -> Any:
         """The component.
 
         Raises:
-            ConfigError: no such name, or it cannot be imported.
+            ConfigError: the name is unknown, or the component cannot be imported.
         """
         paths = self.paths()
         path = name if ":" in str(name) else paths.get(name)
@@ -49,15 +49,15 @@ class Registry(Mapping[str, Any]):
             )
         module, _, attribute = path.partition(":")
         try:
-            found: Any = import_module(module)
+            component: Any = import_module(module)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                component = getattr(component, part)
         except (ImportError, AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{self.key}: {name!r} cannot be imported ({reason}); check the name and PYTHONPATH."
             ) from None
-        return found
+        return component
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (":" in name or name in self.paths())

@@ -1,1 +1,1 @@
-"""From raw interactions to batches: sources -> sequences -> splits -> batch -> datamodule."""
+"""Turns raw interactions into batches: sources -> prepare -> splits -> batch."""

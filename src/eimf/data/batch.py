@@ -1,4 +1,4 @@
-"""Batches by vectorised gathers from flat tensors: no Python for a sample, no worker processes.
+"""Makes batches by vectorised gathers from flat tensors: no Python loop over samples, no worker processes.
 
 The flat tensors may live on an accelerator; the gathers then run there.
 """
@@ -78,12 +78,12 @@ class LabelledSamples(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """Held-out users, with all that evaluating them needs."""
+    """Held-out users, with everything needed to evaluate them."""
 
     history: Int[Tensor, "B L"]
     """The most recent items of the context, left-padded with 0."""
     user_idx: Int[Tensor, " B"]
-    """-1: nobody; the row only keeps the processes in step."""
+    """-1: no user; such rows give all processes equally many batches."""
     targets: Ragged
     """The held-out items of each user."""
     seen: Ragged
@@ -110,10 +110,10 @@ def gather_history(
 
 
 class Histories:
-    """`gather_history` for many batches of the same items: some forty times faster.
+    """`gather_history` for many batches of the same items, about forty times faster.
 
-    Every history of length L is a row of one view of the items, so that a gather copies whole rows. It holds a copy of
-    the items.
+    Every history of length L is a row of one view of the items, so that a gather copies whole rows. The object holds a
+    copy of the items.
     """
 
     def __init__(self, items: Int[Tensor, " T"], longest: int) -> None:
@@ -140,10 +140,10 @@ class LabelledSampler(Protocol):
 
 
 class TrainingBatches:
-    """Batches of training samples. Each iteration is a new epoch: other order, other random cuts.
+    """Batches of training samples. Each iteration is a new epoch, with another order and other random cuts.
 
-    The numbers depend on (seed, epoch) alone. Lightning tells the epoch by `set_epoch`, as it does for samplers;
-    without it, iterating moves on to the next epoch. An iteration can be saved in its middle and continued
+    The random numbers depend on (seed, epoch) alone. Lightning sets the epoch with `set_epoch`, as it does for
+    samplers; without it, each iteration is the next epoch. An iteration can be saved and continued at any step
     (`state_dict`).
 
     Args:
@@ -152,7 +152,7 @@ class TrainingBatches:
         min_history: fewest items before a target.
         epoch: of the first iteration.
         rank, world_size: this process takes every `world_size`-th sample, and all processes take equally many.
-        labels: samples labelled users beside the batches.
+        labels: sampler of labelled users, whose samples are added to the batches.
     """
 
     def __init__(
@@ -205,15 +205,15 @@ class TrainingBatches:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the current iteration is."""
+        """The step that the current iteration has reached."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration begin where a saved one was. A finished one leaves nothing to skip."""
+        """Start the next iteration after the step of a saved one; from the first step if that one was finished."""
         self._skip = state["step"] if state["step"] < len(self) else 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -224,14 +224,14 @@ class TrainingBatches:
         total = self.n_samples * self.world_size
         order = torch.randperm(len(self._owner), generator=generator)[:total]
         order = order[self.rank :: self.world_size].to(self.items.device)
-        chance = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
+        chances = torch.rand(total, generator=generator)[self.rank :: self.world_size].to(self.items.device)
         # A generator of its own: sampling labelled users leaves the order of the others as it is.
         extra = torch.Generator().manual_seed((generator_seed + 7_919 * (self.rank + 1)) % 2**63)
-        # Several batches are made at once and handed out as views: small operations cost their call, not their work.
+        # Several batches are gathered at once and yielded as views: for small operations, the call costs the most.
         together = self.batch_size * max(1, AT_ONCE // (self.batch_size * (self.max_len + 1)))
         labels, step = self.labels, 0
-        for chosen, cut in zip(order.split(together), chance.split(together), strict=True):
-            parts = (part.split(self.batch_size) for part in self._make(chosen, cut))
+        for chosen, chance in zip(order.split(together), chances.split(together), strict=True):
+            parts = (part.split(self.batch_size) for part in self._make(chosen, chance))
             for history, target, user in zip(*parts, strict=True):
                 labelled = labels.sample(extra) if labels is not None and labels.is_on(epoch, step) else None
                 step += 1
@@ -254,15 +254,16 @@ class TrainingBatches:
 
 
 MOST_TIMES = 4
+"""A batch of short histories holds at most this many times `batch_size` users."""
 
 
 class HoldoutBatches:
-    """Held-out users with their contexts, every `world_size`-th one for this process; nobody is counted twice.
+    """Held-out users with their contexts, every `world_size`-th one for this process; no user is counted twice.
 
-    Users with long histories come first, and a batch is as wide as its longest: most histories are short, and padding
-    would be most of the work. Narrow batches hold more users (up to `MOST_TIMES` x batch_size), so that all batches
-    need about the same memory. All processes have equally many batches; a process with too few users gets batches of
-    nobody.
+    Users with long histories come first, and a batch is as wide as its longest history: most histories are short, so
+    that batches of a fixed width would be mostly padding. Narrow batches hold more users (up to `MOST_TIMES` x
+    batch_size), so that all batches need about the same memory. All processes have equally many batches; a process with
+    too few users gets batches without users.
 
     Args:
         items: flat items.
@@ -287,7 +288,7 @@ class HoldoutBatches:
             torch.from_numpy(getattr(holdout, name)).to(items.device) for name in names
         )
         length = np.minimum(holdout.cut - holdout.start, max_len)
-        parts = [self._plan(length, one, world_size) for one in range(world_size)]
+        parts = [self._plan(length, process, world_size) for process in range(world_size)]
         self._rows, self._widths, self._sizes = parts[rank]
         self._n_batches = max(len(sizes) for *_, sizes in parts)
 
@@ -323,5 +324,5 @@ class HoldoutBatches:
             )
         for _ in range(self._n_batches - len(self._sizes)):
             zero = torch.zeros(1, dtype=torch.long, device=self.items.device)
-            none = Ragged(zero[:0], zero.repeat(2))
-            yield EvalBatch(zero[None], zero - 1, none, none, zero > 0)
+            empty = Ragged(zero[:0], zero.repeat(2))
+            yield EvalBatch(zero[None], zero - 1, empty, empty, zero > 0)

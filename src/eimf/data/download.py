@@ -1,4 +1,4 @@
-"""Finding the raw files of a data set: the mirror first, then the local folder, then the official address."""
+"""Finds the raw files of a data set: in the mirror, else in the local folder, else at the official address."""
 
 import os
 import shutil
@@ -44,14 +44,14 @@ def locate(dataset: DatasetConfig, root: Path) -> Located:
         root: the data folder; downloads are kept in `<root>/raw/<name>/`.
 
     Raises:
-        DataError: not found and not to be had; the message says which files to put where.
+        DataError: a file is missing and cannot be downloaded; the message says which files to put where.
     """
     folder = root / "raw" / dataset.name
     mirror = os.environ.get(MIRROR, "").strip()
     if mirror and dataset.urls:
-        found = _from_mirror(dataset, mirror, folder)
-        if found is not None:
-            return found
+        mirrored = _from_mirror(dataset, mirror, folder)
+        if mirrored is not None:
+            return mirrored
     interactions = _own_or_fetched(dataset, dataset.interactions, folder)
     items = _own_or_fetched(dataset, dataset.items, folder) if dataset.items else None
     return Located(dataset, interactions, items)
@@ -91,7 +91,7 @@ def _from_mirror(dataset: DatasetConfig, mirror: str, folder: Path) -> Located |
 
 
 def _own_or_fetched(dataset: DatasetConfig, name: str, folder: Path) -> Path:
-    """A file that exists as given, that lies in the data set's raw folder, or that is downloaded there."""
+    """The path as given, or the file in the data set's raw folder, which is downloaded if it is missing."""
     given, kept = Path(name), folder / name
     path = given if given.is_file() else kept
     if not path.is_file():
@@ -111,18 +111,18 @@ def _own_or_fetched(dataset: DatasetConfig, name: str, folder: Path) -> Path:
 
 def _verify(dataset: DatasetConfig, path: Path) -> None:
     wanted = dataset.sha256.get(path.name)
-    if wanted and (found := sha256_file(path)) != wanted.lower():
+    if wanted and (digest := sha256_file(path)) != wanted.lower():
         raise DataError(
-            f"{path}: SHA-256 is {found}, must be {wanted}; the file is damaged or of another release. Delete it "
+            f"{path}: SHA-256 is {digest}, must be {wanted}; the file is damaged or of another release. Delete it "
             "and run again."
         )
 
 
 def _fetch(url: str, target: Path) -> Path:
-    """Download to `target` with progress; a part that an earlier attempt left is continued.
+    """Download to `target`, with a progress bar; continue a part that an earlier attempt left.
 
     Raises:
-        OSError: the address is dead (urllib's errors are OSErrors).
+        OSError: the address cannot be reached (urllib's errors are OSErrors).
     """
     if target.is_file():
         return target
@@ -165,15 +165,15 @@ def table_files(dataset: DatasetConfig) -> list[Path]:
     """The file of `dataset.interactions`, or those in a folder of that name in the order of their names."""
     path = Path(dataset.interactions)
     if path.is_dir():
-        return sorted(one for one in path.iterdir() if one.name.endswith(TABLE_SUFFIXES))
+        return sorted(file for file in path.iterdir() if file.name.endswith(TABLE_SUFFIXES))
     return [path] if path.is_file() else []
 
 
 def stamp(files: Iterable[Path]) -> dict[str, str]:
-    """Path -> size and time of change: for files that are too large to be hashed."""
+    """Path -> size and time of change: for files that are too large to hash."""
     return {str(path.resolve()): f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns}" for path in files}
 
 
 def content_options(dataset: DatasetConfig) -> DatasetConfig:
-    """The data set's options without what does not shape its content, for a digest."""
+    """The data set's options that affect its content, for a digest."""
     return replace(dataset, urls={}, sha256={}, interactions="", items="")

@@ -1,7 +1,7 @@
-"""Preparation: cleaned interactions -> filtered, densely numbered sequences in flat arrays, as an artifact.
+"""Prepares data: makes cleaned interactions into filtered, densely numbered sequences, and keeps them as an artifact.
 
-`sequences.parquet` and `items.parquet` are the public contract; in memory a data set is one flat array of items
-with offsets, never a list for each user.
+`sequences.parquet` and `items.parquet` are a public file format. In memory a data set is one flat array of items with
+offsets, not one list per user.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def core_filter(
     item_min: int,
     method: Literal["iterative", "one_pass"],
 ) -> np.ndarray:
-    """Positions of the interactions whose user and item have enough of them.
+    """Positions of the interactions whose user and item have enough interactions.
 
     Args:
         users: integer codes of the interactions' users.
@@ -73,16 +73,16 @@ def prepare(dataset: DatasetConfig | str, root: str | Path = "data", digest: str
             raw files are gone.
 
     Raises:
-        DataError: the raw data are missing or unusable, or nobody survives the filter.
-        ArtifactError: the result cannot be written, or was changed since.
+        DataError: the raw data are missing or unusable, or no user survives the filter.
+        ArtifactError: the result cannot be written, or has changed since it was written.
     """
     if isinstance(dataset, str):
         dataset = load(None, [f"dataset={dataset}"]).dataset
     root = Path(root)
-    for made in (root / "prepared").glob(f"{dataset.name}-*/") if digest else ():
-        with suppress(ArtifactError):  # another's folder, damaged or of another version, is no concern here
-            if read_manifest(made, KIND).digest == digest:
-                return load_prepared(made)
+    for candidate in (root / "prepared").glob(f"{dataset.name}-*/") if digest else ():
+        with suppress(ArtifactError):  # a damaged folder, or one of another version, is not the wanted one
+            if read_manifest(candidate, KIND).digest == digest:
+                return load_prepared(candidate)
     if dataset.source == "table" and (folder := sharded_folder(dataset, table_files(dataset), root)).is_dir():
         return load_prepared(folder)
     if dataset.source == "table" and Path(dataset.interactions).is_dir():
@@ -117,7 +117,7 @@ def prepare(dataset: DatasetConfig | str, root: str | Path = "data", digest: str
 
 
 def sharded_folder(dataset: DatasetConfig, files: Iterable[Path], root: Path) -> Path:
-    """Where `eimf.data.shards` leaves what it has made of files."""
+    """The folder for the data that `eimf.data.shards` prepares from these files."""
     items = [Path(dataset.items)] if dataset.items and Path(dataset.items).is_file() else []
     key = sha256_json({"options": asdict(content_options(dataset)), "inputs": stamp([*files, *items])})[:12]
     return root / "prepared" / f"{dataset.name}-{key}"
@@ -134,11 +134,11 @@ def build_sequences(
 ) -> tuple[Sequences, polars.Series, polars.DataFrame, dict[str, int]]:
     """Filter, number and order interactions.
 
-    Items are numbered from 1 by descending frequency, then id; users from 0 by id: both do not depend on the
-    order of the rows. Within a user the order is by time, and that of the rows where times tie.
+    Items are numbered from 1 by descending frequency, then id; users from 0 by id. Neither depends on the
+    order of the rows. A user's interactions are in the order of time; rows with equal times keep their order.
 
     Raises:
-        DataError: nobody survives the filter.
+        DataError: no user survives the filter.
     """
     repairs, rows = dict(raw.repairs), raw.interactions
     # Codes in the order of the ids, so that nothing depends on the order of the rows.
@@ -179,7 +179,7 @@ def build_sequences(
 
 
 def nobody_survives(dataset: DatasetConfig, rows: int) -> DataError:
-    """What to say where the filter leaves nothing."""
+    """The error for a filter that removes every user."""
     return DataError(
         f"{dataset.name}: no user survives the {dataset.core} core filter with dataset.user_min="
         f"{dataset.user_min} and dataset.item_min={dataset.item_min} on {rows} interactions; lower them."
@@ -200,14 +200,14 @@ def number_items(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_seconds(time: np.ndarray) -> np.ndarray:
-    """Times in whole seconds; in microseconds where some are finer than that."""
+    """Times in seconds, or in microseconds if any time has a fraction of a second."""
     return time if (time % MICRO).any() else time // MICRO
 
 
 def describe_items(
     dataset: DatasetConfig, item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]
 ) -> polars.DataFrame:
-    """The rows of `Prepared.items`: ids in the order of their numbers, with what is known of them.
+    """The rows of `Prepared.items`: ids in the order of their numbers, with their texts.
 
     Raises:
         DataError: there is a table of items, and (almost) none of these items is in it.
@@ -225,13 +225,13 @@ def describe_items(
 
 
 LEAST_MATCHED = 0.01
-"""A table of items with a smaller share of the interactions' items is not theirs."""
+"""Smallest share of the interactions' items that must be in the table of items."""
 
 
 def _matching(
     dataset: DatasetConfig, item_ids: polars.Series, known: polars.DataFrame, repairs: dict[str, int]
 ) -> polars.DataFrame:
-    """The table of items with the ids that the interactions have; numbers are equal whatever zeros lead them."""
+    """The table of items with ids as the interactions write them; numbers may differ in leading zeros."""
     if item_ids.is_in(known["item_id"].implode()).sum() >= LEAST_MATCHED * len(item_ids):
         return known
 
@@ -249,20 +249,20 @@ def _matching(
     left, right = (", ".join(map(repr, ids.head(3))) for ids in (item_ids, known["item_id"]))
     raise DataError(
         f"{dataset.name}: (almost) none of the {len(item_ids):,} items of the interactions is in the table of items. "
-        f"Ids in column {column!r} look like {left} in {dataset.interactions or 'the interactions'} and like {right} in "
-        f"{dataset.items or 'the items'}; give the table of these items, or set dataset.item_column."
+        f"Ids in column {column!r} look like {left} in {dataset.interactions or 'the interactions'} "
+        f"and like {right} in {dataset.items or 'the items'}; give the items' own table, or set dataset.item_column."
     )
 
 
 def _by_id(ids: polars.Series) -> np.ndarray:
-    """u32: place of each distinct id in their order."""
+    """u32: rank of each distinct id among the sorted ids."""
     place = np.empty(len(ids), np.uint32)
     place[ids.arg_sort().to_numpy()] = np.arange(len(ids), dtype=np.uint32)
     return place
 
 
 def find_repeats(users: np.ndarray, items: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Places of rows that repeat the user, item and time of an earlier one."""
+    """Positions of rows that repeat the user, item and time of an earlier row."""
     order = np.lexsort((time, items, users))  # stable: the earliest of equal rows comes first
     same = np.ones(max(len(order) - 1, 0), bool)
     for values in (users, items, time):
@@ -283,7 +283,7 @@ def digest_parts(
     user_ids: Iterable[polars.Series],
     items: polars.DataFrame,
 ) -> str:
-    """`content_digest` of arrays that come in parts."""
+    """`content_digest` of arrays that are given in parts."""
     digest = hashlib.sha256()
     for parts, kind in ((offsets, "<i8"), (item_idx, "<i4"), (timestamps, "<i8")):
         for part in parts:
@@ -314,7 +314,7 @@ def _write(folder: Path, sequences: Sequences, user_ids: polars.Series, items: p
 
 
 def join_parts(parts: Path, to: Path) -> None:
-    """Make one Parquet file of a folder of them, in the order of their names, and remove the folder."""
-    # The list and glob=False: a path may have characters that mean something in a pattern.
+    """Join the Parquet files of a folder into one file, in the order of their names, and remove the folder."""
+    # A list and glob=False, because a path may contain the special characters of patterns.
     polars.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(to)
     shutil.rmtree(parts)

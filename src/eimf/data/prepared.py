@@ -1,4 +1,4 @@
-"""A prepared data set: flat sequences, users and items, and reading them back."""
+"""Prepared data sets: flat sequences, users and items, and functions that read and describe them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +103,7 @@ def statistics(data: Prepared) -> Statistics:
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Read a prepared data set back, and check that it is what was written.
+    """Read a prepared data set, and check that its files have not changed.
 
     Raises:
         ArtifactError: missing, damaged or changed.

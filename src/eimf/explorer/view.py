@@ -1,4 +1,4 @@
-"""What the explorer shows, as plain values: users and items to choose from, and a history seen by each run."""
+"""Computes what the explorer shows, as plain values: users and items to choose, and each run's view of a history."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class User(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A run to look at."""
+    """A run to show."""
 
     name: str
     model: Recommender
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Explorer:
-    """Several runs of one catalogue, with its users where the prepared data are at hand."""
+    """Several runs of one catalogue, with its users if the prepared data are available."""
 
     runs: tuple[Run, ...]
     prepared: Prepared | None = None
@@ -51,7 +51,7 @@ class Explorer:
     labels: dict[str, Label] = field(default_factory=dict)
     """Explicit interests by user id."""
     parts: dict[int, tuple[str, int]] = field(default_factory=dict)
-    """Held-out users by index: part of the split, and place in the flat arrays where the targets begin."""
+    """Held-out users by index: part of the split, and position in the flat arrays where the targets begin."""
 
     @property
     def items(self) -> polars.DataFrame:
@@ -84,20 +84,20 @@ class Explorer:
             matches = lower.str.contains(text.lower(), literal=True).arg_true()
             starts = lower.gather(matches).str.starts_with(text.lower())
             order = starts.arg_sort(descending=True) if len(matches) else matches
-            found = ids.gather(matches.gather(order[:SUGGESTIONS])).to_list()
+            users = ids.gather(matches.gather(order[:SUGGESTIONS])).to_list()
         else:
-            told = list(self.labels)[: SUGGESTIONS // 2]
-            held = [ids[row] for row in list(self.parts)[: SUGGESTIONS - len(told)]]
-            found = [*told, *held]
-        return [{"id": user, "about": self._about(user)} for user in found]
+            labelled = list(self.labels)[: SUGGESTIONS // 2]
+            held = [ids[row] for row in list(self.parts)[: SUGGESTIONS - len(labelled)]]
+            users = [*labelled, *held]
+        return [{"id": user, "about": self._about(user)} for user in users]
 
     def _about(self, user_id: str) -> str:
         user = self.user(user_id)
-        told = ", interests in words" if user_id in self.labels else ""
-        return f"{user.part} user, {len(user.history)} items{told}"
+        labelled = ", interests in words" if user_id in self.labels else ""
+        return f"{user.part} user, {len(user.history)} items{labelled}"
 
     def _items_like(self, text: str) -> list[dict[str, str]]:
-        found = self.items.lazy().filter(
+        matches = self.items.lazy().filter(
             polars.all_horizontal(
                 (polars.col("title") + " " + polars.col("item_id"))
                 .str.to_lowercase()
@@ -105,14 +105,14 @@ class Explorer:
                 for word in text.split()
             )
         )
-        rows = found.head(SUGGESTIONS).select("item_id", "title").collect()  # by falling popularity
+        rows = matches.head(SUGGESTIONS).select("item_id", "title").collect()  # by descending popularity
         return [{"id": item, "title": title or item} for item, title in rows.iter_rows()]
 
     def user(self, user_id: str) -> User:
-        """A user's history and what was held out of it.
+        """A user's history and held-out items.
 
         Raises:
-            DataError: there is no such user, or no users are at hand.
+            DataError: there is no such user, or the users are not available.
         """
         if self.prepared is None:
             raise DataError(self.missing)
@@ -150,17 +150,17 @@ class Explorer:
         runs = []
         for run in self.runs:
             attended = run.model.attended(history)
-            shown = behind_words(label, history, attended) if label is not None else []
+            matched = behind_words(label, history, attended) if label is not None else []
             interests = [
                 {
-                    "words": [one.name for one, k_of in zip(words, shown, strict=True) if k_of == k],
-                    "history": [place for place, one in enumerate(attended) if one == k],
-                    "items": self._named(found, held),
+                    "words": [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of == k],
+                    "history": [place for place, interest in enumerate(attended) if interest == k],
+                    "items": self._named(items, held),
                 }
-                for k, found in enumerate(run.model.recommend_by_interest(history, n))
+                for k, items in enumerate(run.model.recommend_by_interest(history, n))
             ]
             merged = self._named(run.model.recommend(history, n, diversity=diversity), held)
-            unmatched = [one.name for one, k_of in zip(words, shown, strict=True) if k_of is None]
+            unmatched = [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of is None]
             runs.append({"name": run.name, "interests": interests, "merged": merged, "unmatched": unmatched})
         title = self.runs[0].model.title
         return {
@@ -171,16 +171,16 @@ class Explorer:
         }
 
     @staticmethod
-    def _named(found: list[Recommendation], held: set[str]) -> list[dict[str, Any]]:
+    def _named(items: list[Recommendation], held: set[str]) -> list[dict[str, Any]]:
         return [
             {
-                "id": one.item_id,
-                "title": one.title or one.item_id,
-                "score": round(one.score, 4),
-                "interest": one.interest,
-                "chosen": one.item_id in held,
+                "id": item.item_id,
+                "title": item.title or item.item_id,
+                "score": round(item.score, 4),
+                "interest": item.interest,
+                "chosen": item.item_id in held,
             }
-            for one in found
+            for item in items
         ]
 
 
@@ -188,7 +188,7 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     """Load runs to look at side by side.
 
     Raises:
-        ArtifactError: a folder is no finished run, or the runs have different catalogues.
+        ArtifactError: a folder is not a finished run, or the runs have different catalogues.
     """
     models = [load(folder) for folder in folders]
     digests = {folder: read_results(folder)["data_digest"] for folder in folders}
@@ -216,21 +216,21 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     held = split_sequences(prepared.sequences, config.split)
     parts = {
         int(user): (name, int(cut))
-        for name, one in (("validation", held.validation), ("test", held.test))
-        for user, cut in zip(one.user_idx, one.cut, strict=True)
+        for name, holdout in (("validation", held.validation), ("test", held.test))
+        for user, cut in zip(holdout.user_idx, holdout.cut, strict=True)
     }
     sources = [model.config for model in models if model.config.eimf.enabled] or [config]
     try:
         known = set(prepared.user_ids)
-        labels = {one.user_id: one for one in read_labels(label_source(sources[0])) if one.user_id in known}
+        labels = {label.user_id: label for label in read_labels(label_source(sources[0])) if label.user_id in known}
     except LabelError:
         labels = {}
     return Explorer(runs, prepared, labels=labels, parts=parts)
 
 
 def _names(folders: list[tuple[str, ...]]) -> list[str]:
-    """The folders without the parents that all have in common, but with one parent at least."""
+    """The folders without the parents that they share, but with at least one parent."""
     same = 0
-    while all(len(one) - 2 > same and one[same] == folders[0][same] for one in folders):
+    while all(len(parts) - 2 > same and parts[same] == folders[0][same] for parts in folders):
         same += 1
-    return ["/".join(one[same:]) for one in folders]
+    return ["/".join(parts[same:]) for parts in folders]

@@ -16,7 +16,7 @@ def build_report(folder: Path, to: Path | None = None) -> Path:
     """Write the page of a run or suite folder; returns its path.
 
     Raises:
-        ArtifactError: the folder is neither, or unfinished, or damaged.
+        ArtifactError: the folder is neither a run nor a suite, or it is unfinished or damaged.
     """
     to = to or folder / "report.html"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: text stays text, and ink takes the page's colour, so that dark pages need no second chart."""
+"""Draws charts as inline SVG. Text stays text; lines and text take the page's colour, on light and dark pages."""
 
 import io
 import re
@@ -68,7 +68,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], x: str, base: flo
         axes.invert_yaxis()
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
-        figure.supxlabel(x, fontsize="medium")  # of the whole width: long names leave the axes little
+        figure.supxlabel(x, fontsize="medium")  # centred on the whole width, since long names leave the axes little
 
     return draw(paint, 1.2 + 0.3 * len(rows))
 
@@ -78,7 +78,7 @@ def points(
     large: str,
     words: Sequence[tuple[float, float, str]] = (),
 ) -> str:
-    """A scatter; the group `large` is drawn on top with stars, `words` are written at their places."""
+    """A scatter plot; the group `large` has stars on top of the others, and `words` are written at their positions."""
 
     def paint(axes: Axes) -> None:
         for n, (name, (xs, ys)) in enumerate(groups.items()):

@@ -1,4 +1,4 @@
-"""The page: sections of paragraphs, tables and charts; everything but our own SVG is escaped."""
+"""Renders the page: sections of paragraphs, tables and charts. Everything but our own SVG is escaped."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Section(NamedTuple):
     charts: tuple[str, ...] = ()
     code: str = ""
     fold: bool = False
-    """Whether the table is long, and opens on a click."""
+    """Whether the table is folded, and opens on a click."""
 
 
 TEMPLATE = """{% macro show(cell) %}{% if cell.text is not defined %}{{ cell }}{% elif cell.link %}
@@ -57,7 +57,7 @@ td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
 
 
 def number(value: Any) -> str:
-    """A number as the tables show it; nothing for None."""
+    """A number as the tables show it; an empty text for None."""
     return f"{value:.4f}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""What the page says about one run, from the files in its folder and the prepared data."""
+"""Builds the sections about one run, from the files in its folder and the prepared data."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def describe_run(folder: Path) -> list[Section]:
     """Sections about a finished run.
 
     Raises:
-        ArtifactError: the run is not finished, or of other data than can be prepared now.
+        ArtifactError: the run is not finished, or its data cannot be prepared now.
     """
     results = read_results(folder)
     config = load(folder / "config.yaml")
@@ -87,8 +87,8 @@ def describe_run(folder: Path) -> list[Section]:
     used = tuple((key, number(value)) for key, value in summary.items() if key.startswith(USE))
     if used:
         text = (
-            "interest_cosine: how alike a user's interest vectors are (1: all the same). interests_used: how many of "
-            "them, in effect, fill the list. hit_share: which interest brought the hits."
+            "interest_cosine: how similar a user's interest vectors are (1: all the same). interests_used: the "
+            "effective number of interests in the list. hit_share: each interest's share of the hits."
         )
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
     sections += _label_quality(config, prepared)
@@ -114,25 +114,25 @@ def _groups(table: polars.DataFrame, shown: str, mean: float) -> Section:
 
 
 def _label_quality(config: Config, prepared: Prepared) -> list[Section]:
-    """How good the explicit interests are that a run was trained with."""
+    """Quality of the explicit interests that a run was trained with."""
     if not config.eimf.enabled:
         return []
     source = label_source(config)
     try:
         labels = newest_labels(read_labels(source))
-        found = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
-    except (LabelError, ConfigError):  # gone since, as the labels' users or the encoder may be
+        quality = assess_items(labels, prepared.items, config.text.encoder, config.data.root)
+    except (LabelError, ConfigError):  # the labels or the encoder may be gone since the training
         return []
     counts = {"ok": len(labels)}
     if is_cache(source):
         with LabelCache(source, read_only=True) as cache:
             counts = cache.counts()
     text = "Of all labels in the source; those of held-out users are not used in training."
-    return [Section("Explicit interests", (text,), ("check", "value"), tuple(describe(found, counts).items()))]
+    return [Section("Explicit interests", (text,), ("check", "value"), tuple(describe(quality, counts).items()))]
 
 
 def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
-    """Replies, tokens and seconds that the explicit interests took, where a label cache knows them."""
+    """Replies, tokens and seconds of the explicit interests, if they are in a label cache."""
     source = label_source(config)
     if not config.eimf.enabled or not source.is_file() or not is_cache(source):
         return ()
@@ -140,9 +140,9 @@ def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
         records = cache.records()
     total = {
         "replies of the LLM": len(records),
-        "tokens in": sum(one.tokens_in for one in records),
-        "tokens out": sum(one.tokens_out for one in records),
-        "seconds of the LLM": round(sum(one.seconds for one in records)),
+        "tokens in": sum(record.tokens_in for record in records),
+        "tokens out": sum(record.tokens_out for record in records),
+        "seconds of the LLM": round(sum(record.seconds for record in records)),
     }
     return tuple((name, f"{value:,}") for name, value in total.items())
 
@@ -150,9 +150,10 @@ def _label_costs(config: Config) -> tuple[tuple[str, str], ...]:
 def _trade_off(curve: list[dict[str, float]], shown: str) -> Section:
     """Accuracy against diversity over the weights of the controllable aggregation."""
     wider = shown.replace("recall", "diversity")
-    line = {"lambda, rising from left to right": ([one[wider] for one in curve], [one[shown] for one in curve])}
+    line = {"lambda, rising from left to right": ([point[wider] for point in curve], [point[shown] for point in curve])}
     rows = tuple(
-        (f"{one['lambda']:g}", *(number(value) for name, value in one.items() if name != "lambda")) for one in curve
+        (f"{point['lambda']:g}", *(number(value) for name, value in point.items() if name != "lambda"))
+        for point in curve
     )
     chart = lines(line, f"{wider}: share of pairs of different categories", shown)
     return Section("Accuracy against diversity", head=tuple(curve[0]), rows=rows, charts=(chart,))
@@ -173,21 +174,21 @@ def _curves(folder: Path) -> tuple[str, ...]:
 
 
 def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[Section]:
-    """The interest map, and how well true interests are found where a simulator knows them."""
+    """The map of interests, and the recovery of the true interests if a simulator knows them."""
     model, prepared = load_model(folder), data.prepared
     sequences, length = prepared.sequences, model.config.data.max_len
     start, cut = torch.from_numpy(held.start), torch.from_numpy(held.cut)
     history = gather_history(torch.tensor(sequences.items, dtype=torch.long), start, cut, length)
     with torch.inference_mode():
-        found = [model.backbone(part) for part in history.split(512)]
-    vectors = np.concatenate([one.vectors[:5].float().numpy() for one in found])[:5]
+        batches = [model.backbone(part) for part in history.split(512)]
+    vectors = np.concatenate([batch.vectors[:5].float().numpy() for batch in batches])[:5]
     sections = [_map(model, prepared, vectors)] if vectors.shape[-1] > 1 else []  # popularity has one dimension
-    if sequences.interests is not None and all(one.routing is not None for one in found):
-        routing = np.concatenate([one.routing.float().numpy() for one in found if one.routing is not None])
+    if sequences.interests is not None and all(batch.routing is not None for batch in batches):
+        routing = np.concatenate([batch.routing.float().numpy() for batch in batches if batch.routing is not None])
         causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)
         true = torch.where(history > 0, causes, -1).numpy()
-        got = recovery(attended(routing), true[:, -routing.shape[2] :])
-        rows = tuple((key.replace("_", " "), number(value)) for key, value in got._asdict().items())
+        scores = recovery(attended(routing), true[:, -routing.shape[2] :])
+        rows = tuple((key.replace("_", " "), number(value)) for key, value in scores._asdict().items())
         text = (
             "The simulator knows which interest caused each purchase. Compared, for each user, with the interest that "
             "attends to it most: adjusted mutual information (0 is chance, 1 the same grouping), and accuracy under "
@@ -198,7 +199,7 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
 
 
 def _map(model: Recommender, prepared: Prepared, vectors: np.ndarray) -> Section:
-    """Items by their two first principal components, with a few users' interests: in words, where there are any."""
+    """Items by their first two principal components, with interests of a few users, labelled ones if there are any."""
     with torch.inference_mode():
         items = model.backbone.item_vectors().float().numpy()[1:]
     centre = items.mean(axis=0)
@@ -212,19 +213,19 @@ def _map(model: Recommender, prepared: Prepared, vectors: np.ndarray) -> Section
         where = np.flatnonzero(kinds == kind)
         if len(where):
             groups[str(names[int(where[0])] or "unknown")[:24]] = tuple(flat[where].T.tolist())
-    told = _told(model)
-    if told:
-        vectors = np.stack([vector for vector, _ in told])
+    labelled = _labelled_interests(model)
+    if labelled:
+        vectors = np.stack([vector for vector, _ in labelled])
     places = (vectors.reshape(-1, vectors.shape[-1]) - centre) @ axes.T
-    words = [(float(x), float(y), text) for (x, y), (_, text) in zip(places, told, strict=True)] if told else []
-    stars = "interests in words" if told else "interests of 5 users"
+    words = [(float(x), float(y), text) for (x, y), (_, text) in zip(places, labelled, strict=True)] if labelled else []
+    stars = "interests of labelled users" if labelled else "interests of 5 users"
     groups[stars] = tuple(places.T.tolist())
-    text = "Stars: interests of labelled users, where the explicit interest beside them is matched to." if told else ""
-    return Section("Map of items and interests", (text,) if text else (), charts=(points(groups, stars, words),))
+    text = ("Stars: behavioural interests of labelled users, with the explicit interest matched to each.",)
+    return Section("Map of items and interests", text if labelled else (), charts=(points(groups, stars, words),))
 
 
-def _told(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
-    """Behavioural interest vectors of a few labelled users, with the words of the explicit interests behind them."""
+def _labelled_interests(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
+    """Behavioural interest vectors of a few labelled users, with the words of the matched explicit interests."""
     config = model.config
     if not config.eimf.enabled:
         return []
@@ -232,12 +233,12 @@ def _told(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:
         labels = newest_labels(read_labels(label_source(config)))
     except LabelError:
         return []
-    found: list[tuple[np.ndarray, str]] = []
+    pairs: list[tuple[np.ndarray, str]] = []
     for label in labels:
         history = [item for item in label.history if model.knows(item)]
-        if len(found) >= count or not history:
+        if len(pairs) >= count or not history:
             continue
         vectors, places = model.interests(history).numpy(), behind_words(label, history, model.attended(history))
-        named = [(k, one.name) for one, k in zip(label.interests, places, strict=True) if k is not None]
-        found += [(vectors[k], name if len(name) <= 40 else f"{name[:39]}…") for k, name in named[:2]]
-    return found[:count]
+        named = [(k, interest.name) for interest, k in zip(label.interests, places, strict=True) if k is not None]
+        pairs += [(vectors[k], name if len(name) <= 40 else f"{name[:39]}…") for k, name in named[:2]]
+    return pairs[:count]

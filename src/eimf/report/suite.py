@@ -1,4 +1,4 @@
-"""What the page says about a suite: its table, lifts, curves, groups and costs."""
+"""Builds the sections about a suite: its table, lifts, curves, groups and costs."""
 
 import json
 import os
@@ -17,40 +17,43 @@ from eimf.runs.curves import read_curves
 
 def describe_suite(folder: Path, to: Path) -> list[Section]:
     """Sections about a compared suite, for a page at `to`."""
-    found = json.loads((folder / "comparison" / "comparison.json").read_text())
-    sections = [Section("Result", (found["question"], *found["sentences"], _note(found)), *_table(found))]
+    comparison = json.loads((folder / "comparison" / "comparison.json").read_text())
+    sections = [
+        Section("Result", (comparison["question"], *comparison["sentences"], _note(comparison)), *_table(comparison))
+    ]
     charts = []
-    for metric in found["metrics"]:
-        cells = [(name, one[metric]) for name, one in found["cells"].items() if one[metric]["lift"] is not None]
+    for metric in comparison["metrics"]:
+        cells = [(name, one[metric]) for name, one in comparison["cells"].items() if one[metric]["lift"] is not None]
         bars = [(name, *(100 * one[key] for key in ("lift", "low", "high"))) for name, one in cells]
         if bars:
-            charts.append(intervals(bars, f"lift in {metric} over {found['baseline']} (%), 95% interval"))
+            charts.append(intervals(bars, f"lift in {metric} over {comparison['baseline']} (%), 95% interval"))
     sections.append(Section("Lifts", charts=tuple(charts)))
-    if curves := _curves(found):
+    if curves := _curves(comparison):
         sections.append(Section("Learning curves", ("The first seed of each variant.",), charts=curves))
-    sections += _groups(folder, found)
-    names = list(dict.fromkeys(name for one in found["costs"].values() for name in one))
-    costs = tuple((name, *(number(one.get(key)) for key in names)) for name, one in found["costs"].items())
+    sections += _groups(folder, comparison)
+    names = list(dict.fromkeys(name for one in comparison["costs"].values() for name in one))
+    costs = tuple((name, *(number(one.get(key)) for key in names)) for name, one in comparison["costs"].items())
     sections.append(Section("Costs", head=("variant", *(n.replace("_", " ") for n in names)), rows=costs))
-    return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(to, found))]
+    return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(to, comparison))]
 
 
-def _note(found: dict[str, Any]) -> str:
-    part = "test" if found["part"] == "test" else "validation"
+def _note(comparison: dict[str, Any]) -> str:
+    part = "test" if comparison["part"] == "test" else "validation"
     return (
         f"Means ± standard deviations over seeds, {part} users. Best bold, second underlined; * significant at 0.05 by "
-        f"paired bootstrap over users and seeds against {found['baseline']}, with Holm's correction over the table."
+        f"paired bootstrap over users and seeds against {comparison['baseline']}, with Holm's correction over the "
+        "table."
     )
 
 
-def _table(found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
-    head = ("variant", *(text for metric in found["metrics"] for text in (metric, "lift")))
+def _table(comparison: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    head = ("variant", *(text for metric in comparison["metrics"] for text in (metric, "lift")))
     rows = []
-    for variant, cells in found["cells"].items():
+    for variant, cells in comparison["cells"].items():
         row: list[Any] = [variant]
-        for metric in found["metrics"]:
+        for metric in comparison["metrics"]:
             one = cells[metric]
-            order = sorted((each[metric]["mean"] for each in found["cells"].values()), reverse=True)
+            order = sorted((each[metric]["mean"] for each in comparison["cells"].values()), reverse=True)
             style = {0: "best", 1: "second"}.get(order.index(one["mean"]), "")
             spread = "" if one["deviation"] is None else f" ± {one['deviation']:.4f}"
             lift = "" if one["lift"] is None else f"{one['lift']:+.1%}{'*' if one['p'] < 0.05 else ''}"
@@ -59,10 +62,10 @@ def _table(found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...
     return head, tuple(rows)
 
 
-def _curves(found: dict[str, Any]) -> tuple[str, ...]:
+def _curves(comparison: dict[str, Any]) -> tuple[str, ...]:
     """The monitored validation metric of each variant over its epochs."""
     curves, monitors = {}, set()
-    for variant, seeds in found["runs"].items():
+    for variant, seeds in comparison["runs"].items():
         folder = Path(next(iter(seeds.values()), ""))
         rows = read_curves(folder / "metrics.csv")
         if rows:
@@ -73,7 +76,7 @@ def _curves(found: dict[str, Any]) -> tuple[str, ...]:
     return (lines(curves, "epoch", " or ".join(sorted(monitors))),) if curves else ()
 
 
-def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
+def _groups(folder: Path, comparison: dict[str, Any]) -> list[Section]:
     path = folder / "comparison" / "groups.csv"
     if not path.is_file():
         return []
@@ -94,16 +97,16 @@ def _groups(folder: Path, found: dict[str, Any]) -> list[Section]:
         (f"{one['variant']}: {one['level']}", *(100 * one[key] for key in ("lift", "low", "high")))
         for one in table.filter(group=POPULARITY).sort("variant", maintain_order=True).iter_rows(named=True)
     ]
-    metric = found["metrics"][0]
+    metric = comparison["metrics"][0]
     charts = (intervals(bars, f"lift in {metric} (%) by popularity of the targets, 95% interval"),) if bars else ()
     head = ("group", "level", "users", "variant", "baseline", "lift", "95% interval")
-    text = "For looking, not for claims: nothing is corrected for the number of groups."
+    text = "Exploratory only: nothing is corrected for the number of groups."
     return [Section(f"Lifts in {metric} by groups of users", (text,), head, rows, charts, fold=True)]
 
 
-def _runs(to: Path, found: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+def _runs(to: Path, comparison: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
     rows = []
-    for variant, seeds in found["runs"].items():
+    for variant, seeds in comparison["runs"].items():
         for seed, path in seeds.items():
             page = Path(path) / "report.html"
             link = quote(Path(os.path.relpath(page, to.parent)).as_posix()) if page.is_file() else ""

@@ -1,1 +1,1 @@
-"""Run folders: their files, where results come from, and mirroring to W&B."""
+"""Run folders: their files, the provenance of results, and copies at W&B."""

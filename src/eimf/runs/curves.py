@@ -7,7 +7,7 @@ from eimf.core.errors import ArtifactError
 
 
 def read_curves(path: Path) -> list[dict[str, float]]:
-    """The rows of a curve file, without what an epoch did not log; none where nothing was trained yet.
+    """The rows of a curve file, each with the values that its epoch logged; an empty list if there is no file.
 
     Raises:
         ArtifactError: the file is damaged.

@@ -1,4 +1,4 @@
-"""A run's folder: its files, and reading them. Nothing of training is imported, so that serving starts quickly."""
+"""Reads and writes the files of a run folder. It imports no training code, so that serving starts quickly."""
 
 import json
 import zipfile
@@ -27,13 +27,13 @@ INDEX, INDEX_ABOUT = "index.faiss", "index.json"
 
 
 LOCK = ".lock"
-"""Held by the process that trains the run."""
+"""The process that trains the run holds this lock."""
 ORIGIN = "eimf"
-"""Where a checkpoint keeps the configuration, digests and version."""
+"""Key of a checkpoint under which the configuration, digests and version are kept."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run; empty for runs of before it was written.
+    """`run.json` of a run; empty for old runs, which have none.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -54,13 +54,13 @@ def read_results(folder: Path) -> dict[str, Any]:
     return _read_json(path, f"write it again: eimf train --resume {folder}")
 
 
-def _read_json(path: Path, mend: str) -> dict[str, Any]:
+def _read_json(path: Path, fix: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: damaged or unreadable ({str(error)[:100]}); {mend}") from None
+        raise ArtifactError(f"{path}: damaged or unreadable ({str(error)[:100]}); {fix}") from None
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: damaged (no JSON object); {mend}")
+        raise ArtifactError(f"{path}: damaged (no JSON object); {fix}")
     return value
 
 
@@ -88,7 +88,7 @@ def load_backbone(folder: Path, prepared: Prepared) -> tuple[Backbone, Config]:
     """The trained backbone of a run on these data, and the run's configuration.
 
     Raises:
-        ArtifactError: no such run, or of other data.
+        ArtifactError: there is no such run, or it was trained on other data.
     """
     checkpoint = read_checkpoint(folder)
     check_data(checkpoint, prepared, folder)
@@ -134,7 +134,7 @@ def read_checkpoint(folder: Path, name: str = BEST) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
-    except Exception as error:  # zip, pickle, torch: a damaged file fails in many ways
+    except Exception as error:  # zip, pickle and torch raise many kinds of errors for damaged files
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ArtifactError(f"{path}: cannot be loaded ({reason[0][:120]}); restore it, or train again.") from None
     if not isinstance(checkpoint, dict) or ORIGIN not in checkpoint:
@@ -143,11 +143,11 @@ def read_checkpoint(folder: Path, name: str = BEST) -> dict[str, Any]:
 
 
 FREE = ("data.root", "data.eval_batch_size", "eval", "logger", "llm", "optim.dense_limit", "experiment", "trainer")
-"""Settings that a run may change without being another one."""
+"""Settings that may change while the run stays the same run."""
 
 
 def check_config(config: Config, checkpoint: dict[str, Any], folder: Path) -> None:
-    """Refuse a `config.yaml` that is not the one of the checkpoint.
+    """Refuse a `config.yaml` that differs from the configuration of the checkpoint.
 
     Raises:
         ArtifactError: names the setting and both values.
@@ -201,7 +201,7 @@ def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
     """The index that a run folder keeps, or an exact one of its item vectors.
 
     Raises:
-        ArtifactError: it was made of another checkpoint, or is damaged.
+        ArtifactError: it was made from another checkpoint, or is damaged.
     """
     try:
         about = json.loads((folder / INDEX_ABOUT).read_text())
@@ -215,7 +215,7 @@ def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
 
 
 def remove_index(folder: Path) -> None:
-    """Remove a kept index: training is about to change what it was made of."""
+    """Remove the kept index, because training will change the item vectors."""
     for name in (INDEX_ABOUT, INDEX):
         (folder / name).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: configuration, data, labels, code, machine; and the key that equal runs share."""
+"""Describes where a result comes from (configuration, data, labels, code, machine); equal runs share a key."""
 
 import ast
 import hashlib
@@ -23,16 +23,16 @@ from eimf.labels.source import label_source, read_labels
 
 PACKAGE = Path(__file__).resolve().parents[1]
 COMPUTING = ("eimf.training.module", "eimf.training.datamodule", "eimf.training.build")
-"""What computes a run. With these, all modules that they import take part in a run's numbers."""
+"""Modules that compute a run. These and all modules that they import affect its numbers."""
 SETTINGS = ("eimf.config", "eimf.core")
-"""Packages that hold settings, which count by their values, and files, which compute nothing."""
+"""Packages that are left out: settings count by their values, and `core` computes no numbers."""
 
 
 def run_key(config: Config, data_digest: str, label_digest: str) -> str:
     """Equal for runs that give the same numbers with the same code on the same machine.
 
-    Left out is what changes no number: names, folders, loggers, the progress bar. Label and data files count by
-    their content, not by their path.
+    Settings that change no number are left out: names, folders, loggers, the progress bar. Label and data files count
+    by their content, not by their path.
     """
     values = to_dict(config)
     for section, name in (
@@ -51,7 +51,7 @@ def code_digest() -> str:
     """SHA-256 of the code that computes a run: of its syntax trees, without docstrings and messages.
 
     The modules are found by following imports from `COMPUTING`, and from all components that a configuration can name.
-    A comment, a docstring, the text of an error or of a log line changes nothing.
+    Changes of a comment, a docstring, or the text of an error or a log line do not change the digest.
     """
     digest = hashlib.sha256()
     for name in sorted(computing_modules()):
@@ -64,21 +64,21 @@ def code_digest() -> str:
 
 def computing_modules() -> set[str]:
     """Names of the package's modules that take part in computing a run."""
-    components = [path for one in (BACKBONES, LOSSES, METRICS, SOURCES, TASKS) for path in one.known.values()]
+    components = [path for registry in (BACKBONES, LOSSES, METRICS, SOURCES, TASKS) for path in registry.known.values()]
     waiting = [*COMPUTING, *(path.partition(":")[0] for path in components)]
-    found: set[str] = set()
+    modules: set[str] = set()
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
-        if path is None or name in found or name.startswith(SETTINGS):
+        if path is None or name in modules or name.startswith(SETTINGS):
             continue
-        found.add(name)
+        modules.add(name)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
-    return found
+    return modules
 
 
 def _path_of(module: str) -> Path | None:
@@ -91,7 +91,7 @@ def _path_of(module: str) -> Path | None:
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops what computes nothing: texts that stand alone, arguments of errors, log lines, imports."""
+    """Drops nodes that compute nothing: standalone texts, arguments of errors, log lines, imports."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         if isinstance(node.value, ast.Constant):
@@ -118,7 +118,7 @@ class _Bare(ast.NodeTransformer):
 
 
 def label_digest(config: Config) -> str:
-    """SHA-256 of the labels that a run would read; empty where it reads none.
+    """SHA-256 of the labels that a run would read; empty if it reads none.
 
     Raises:
         LabelError: there are no labels.
@@ -127,7 +127,7 @@ def label_digest(config: Config) -> str:
 
 
 def digest_of(labels: Iterable[Label]) -> str:
-    """SHA-256 of labels, whatever the order of users; of a user's labels the order counts, since the newest is used."""
+    """SHA-256 of labels. The order of users has no effect; that of a user's labels has, since the newest is used."""
     of_user: dict[str, list[str]] = {}
     for label in labels:
         of_user.setdefault(label.user_id, []).append(to_line(label))
@@ -150,7 +150,7 @@ def git_commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a timing depends on."""
+    """The parts of the machine that timings depend on."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -167,7 +167,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe_run(config: Config, data_digest: str, labels: str) -> dict[str, Any]:
-    """What `run.json` says of a run when it starts."""
+    """The content of `run.json` when a run starts."""
     return {
         "key": run_key(config, data_digest, labels),
         "experiment": config.run_name,

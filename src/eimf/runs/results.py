@@ -1,4 +1,4 @@
-"""Writes what a run found: `results.json`, values of every user, rankings, and costs."""
+"""Writes the results of a run: `results.json`, values of every user, rankings, and costs."""
 
 import resource
 import statistics
@@ -29,16 +29,16 @@ class Run:
 
 
 def costs(folder: Path, device: torch.device) -> dict[str, float]:
-    """What the run took: epochs, median seconds of an epoch (validation included), peak memory of the process."""
+    """Costs of a run: epochs, median seconds per epoch (validation included), peak memory of the process."""
     seconds = [row["seconds"] for row in read_curves(folder / "metrics.csv")]
     # ru_maxrss is in KiB on Linux, in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = {"epochs": float(len(seconds)), "peak_memory_gib": peak / 2**30}
+    measured = {"epochs": float(len(seconds)), "peak_memory_gib": peak / 2**30}
     if seconds:
-        found |= {"seconds_per_epoch": statistics.median(seconds), "training_minutes": sum(seconds) / 60}
+        measured |= {"seconds_per_epoch": statistics.median(seconds), "training_minutes": sum(seconds) / 60}
     if device.type == "cuda":
-        found["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
+        measured["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return measured
 
 
 def write_results(
@@ -52,7 +52,7 @@ def write_results(
     """Write `results.json`, `metrics.parquet` and `rankings.parquet` of a run.
 
     `metrics.parquet`: `user_idx, user_id, metric, k, value, tied, part`. `rankings.parquet`, of test users: `user_idx,
-    user_id, rank, item_idx, item_id, score, interest`. Both have the raw ids, so that they can be joined with anything.
+    user_id, rank, item_idx, item_id, score, interest`. Both have raw ids, so that other tables can be joined.
 
     Args:
         filters_seen: whether the lists leave out the items of the context.
@@ -77,19 +77,19 @@ def write_results(
             "filter_seen": filters_seen,
             "data_digest": prepared.digest,
             "package_version": __version__,
-            "users": {part: one.per_user["user_idx"].n_unique() for part, one in results.items()},
-            **{part: one.summary for part, one in results.items()},
+            "users": {part: evaluation.per_user["user_idx"].n_unique() for part, evaluation in results.items()},
+            **{part: evaluation.summary for part, evaluation in results.items()},
             "costs": dict(costs),
-            "trade_off": {part: one.trade_off for part, one in results.items()},
+            "trade_off": {part: evaluation.trade_off for part, evaluation in results.items()},
         },
     )
 
 
 def write_frame(frame: polars.DataFrame, path: Path) -> None:
-    """Write a table as Parquet, whole or not at all.
+    """Write a table as Parquet, completely or not at all.
 
     Raises:
-        ArtifactError: the disk refuses.
+        ArtifactError: the file cannot be written.
     """
     with replacing(path) as work:
         frame.write_parquet(work)

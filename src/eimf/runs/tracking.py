@@ -1,4 +1,4 @@
-"""Weights & Biases: mirrors a run's curves and results. Offline unless a key or the user says otherwise."""
+"""Copies a run's curves and results to Weights & Biases; offline unless a key or a setting says otherwise."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ CONNECT_TIMEOUT_S = 15
 
 
 KEPT = ("key", "data_digest", "label_digest", "code", "commit", "package_version", "machine")
-"""What a W&B run has of `run.json`."""
+"""Keys of `run.json` that a W&B run keeps."""
 
 
 def wandb_logger(config: Config, folder: Path, origin: Mapping[str, Any]) -> WandbLogger | None:
-    """A logger for the run, or None where W&B is disabled. Never blocks for long: without network it goes offline.
+    """A logger for the run, or None if W&B is disabled. Without a network it goes offline after a short wait.
 
     A run that `wandb agent` started joins the agent's run (W&B reads WANDB_RUN_ID and WANDB_SWEEP_ID by itself).
 
@@ -27,12 +27,12 @@ def wandb_logger(config: Config, folder: Path, origin: Mapping[str, Any]) -> Wan
         origin: the run's `run.json`.
 
     Raises:
-        ConfigError: a sweep's run cannot reach W&B; logged offline, its sweep would wait for it in vain.
+        ConfigError: W&B is unreachable during a sweep (an offline run would leave the sweep waiting).
     """
     mode = wandb_mode(config)
     if mode == "disabled":
         return None
-    import wandb  # takes a second: not for those who disable it
+    import wandb  # the import takes a second, so not if W&B is disabled
     from wandb.errors import CommError, UsageError
 
     def start(kind: Literal["online", "offline"]) -> WandbLogger:
@@ -81,16 +81,18 @@ def log_outcome(
 
     Args:
         results: part of the split -> metric -> value.
-        trade_off: accuracy and diversity by the weight of the controllable aggregation; drawn, if there is a curve.
+        trade_off: accuracy and diversity by the weight of the controllable aggregation; two points or more are plotted.
     """
     import wandb
 
-    logger.log_metrics({f"final/{part}/{key}": value for part, one in results.items() for key, value in one.items()})
-    keys = list(dict.fromkeys(key for one in results.values() for key in one))
-    rows = [[key, *(one.get(key) for one in results.values())] for key in keys]
+    logger.log_metrics(
+        {f"final/{part}/{key}": value for part, metrics in results.items() for key, value in metrics.items()}
+    )
+    keys = list(dict.fromkeys(key for metrics in results.values() for key in metrics))
+    rows = [[key, *(metrics.get(key) for metrics in results.values())] for key in keys]
     logger.experiment.log({"final/table": wandb.Table(columns=["metric", *results], data=rows)})
     if len(trade_off) > 1:
-        curve = wandb.Table(columns=list(trade_off[0]), data=[list(one.values()) for one in trade_off])
+        curve = wandb.Table(columns=list(trade_off[0]), data=[list(point.values()) for point in trade_off])
         wider, recall = (next(key for key in trade_off[0] if key.startswith(name)) for name in ("diversity", "recall"))
         title = "accuracy against diversity"
         logger.experiment.log({"final/trade_off": wandb.plot.line(curve, wider, recall, title=title)})

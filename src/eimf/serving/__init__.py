@@ -1,1 +1,1 @@
-"""Serving a trained run: behaviour in, ranked items out."""
+"""Serves a trained run: behaviour in, ranked items out."""

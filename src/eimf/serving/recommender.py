@@ -37,7 +37,7 @@ class Recommendation(NamedTuple):
     title: str
     score: float
     interest: int
-    """The interest (from 0) that brought it."""
+    """The interest (from 0) that retrieved it."""
 
 
 class Recommender:
@@ -91,10 +91,10 @@ class Recommender:
         Raises:
             DataError: a history is empty or has an unknown item.
         """
-        if isinstance(histories, str) or any(isinstance(one, str) for one in histories):
+        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
             raise DataError("histories: must be a list of lists of item ids, such as [['P1', 'P2'], ['P3']].")
         length = self.config.data.max_len
-        rows = [self._numbers(one)[-length:] for one in histories]
+        rows = [self._numbers(history)[-length:] for history in histories]
         padded = torch.zeros(len(rows), length, dtype=torch.long)
         for row, numbers in enumerate(rows):
             padded[row, length - len(numbers) :] = torch.tensor(numbers)
@@ -106,17 +106,17 @@ class Recommender:
 
     def attended(self, history: Sequence[str]) -> list[int | None]:
         """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
-        `data.max_len`, which the model does not see, and where a model of several interests has no such notion.
+        `data.max_len`, which the model does not see, and for models of several interests without routing weights.
 
         Raises:
             DataError: the history is empty or has an unknown item.
         """
-        found = self._extract(history)
-        seen = min(len(history), self.config.data.max_len)
-        unseen: list[int | None] = [None] * (len(history) - seen)
-        if found.routing is not None:
-            return unseen + found.routing[0, :, -seen:].argmax(dim=0).tolist()
-        return unseen + [0 if found.vectors.shape[1] == 1 else None] * seen
+        interests = self._extract(history)
+        recent = min(len(history), self.config.data.max_len)
+        earlier: list[int | None] = [None] * (len(history) - recent)
+        if interests.routing is not None:
+            return earlier + interests.routing[0, :, -recent:].argmax(dim=0).tolist()
+        return earlier + [0 if interests.vectors.shape[1] == 1 else None] * recent
 
     def _extract(self, history: Sequence[str]) -> Interests:
         numbers = torch.tensor([self._numbers(history)])
@@ -147,7 +147,7 @@ class Recommender:
 
         Args:
             history: item ids, oldest first; the user need not have been in the training data.
-            filter_seen: leave out the items of the history; None does as the run's evaluation did.
+            filter_seen: leave out the items of the history; None: as in the run's evaluation.
             diversity: weight of ComiRec's controllable aggregation by category; 0 ranks by score alone.
 
         Raises:
@@ -155,24 +155,24 @@ class Recommender:
         """
         vectors = self.interests(history)[None]
         seen = self._seen(history) if self._filters(filter_seen) else None
-        found = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
+        ranked = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
         if diversity:
-            found = rerank_diverse(found, self._categories, n, diversity)
-        return self._named(found.items[0], found.scores[0], found.interest[0])
+            ranked = rerank_diverse(ranked, self._categories, n, diversity)
+        return self._named(ranked.items[0], ranked.scores[0], ranked.interest[0])
 
     def recommend_by_interest(
         self, history: Sequence[str], n: int = 10, *, filter_seen: bool | None = None
     ) -> list[list[Recommendation]]:
-        """The n best items of every single interest; an item may be in several lists.
+        """The n best items of each interest; an item may be in several lists.
 
         Raises:
             DataError: the history is empty or has an unknown item.
         """
-        vectors = self.interests(history)[:, None]  # every interest as a user of its own
+        vectors = self.interests(history)[:, None]  # each interest as a separate user
         seen = self._seen(history, len(vectors)) if self._filters(filter_seen) else None
-        found = retrieve(self.index, vectors, n, seen)
+        ranked = retrieve(self.index, vectors, n, seen)
         return [
-            self._named(found.items[k], found.scores[k], torch.full_like(found.items[k], k))
+            self._named(ranked.items[k], ranked.scores[k], torch.full_like(ranked.items[k], k))
             for k in range(len(vectors))
         ]
 
@@ -180,21 +180,19 @@ class Recommender:
         return self.filters_seen if asked is None else asked
 
     def _seen(self, history: Sequence[str], rows: int = 1) -> Ragged:
-        """The items of a history, for each of so many rows."""
+        """The items of a history, repeated for each row."""
         return Ragged.of([[self._number[item] for item in history]] * rows)
 
     def _named(self, items: torch.Tensor, scores: torch.Tensor, interest: torch.Tensor) -> list[Recommendation]:
         rows = zip(items.tolist(), scores.tolist(), interest.tolist(), strict=True)
-        return [
-            Recommendation(self._ids[item], self._titles[item], score, which) for item, score, which in rows if item
-        ]
+        return [Recommendation(self._ids[item], self._titles[item], score, k) for item, score, k in rows if item]
 
 
 def load(run: str | PathLike[str]) -> Recommender:
     """Load a run folder for serving; needs nothing but the folder.
 
     Raises:
-        ArtifactError: the folder is no finished run, or its files do not belong together.
+        ArtifactError: the folder is not a finished run, or its files are of different runs.
     """
     folder = Path(run)
     checkpoint = read_checkpoint(folder)

@@ -49,9 +49,9 @@ def _lift(cell: Cell) -> str:
 
 
 NOTE = (
-    "Mean ± standard deviation over seeds; relative lift over the baseline; * significant at 0.05 (paired bootstrap over "
-    "users and seeds, 10,000 resamples; p-values have Holm's correction over the table, intervals have none). Best bold, "
-    "second underlined."
+    "Mean ± standard deviation over seeds; relative lift over the baseline; * significant at 0.05 (paired bootstrap "
+    "over users and seeds, 10,000 resamples; p-values have Holm's correction over the table, intervals have none). "
+    "Best bold, second underlined."
 )
 
 

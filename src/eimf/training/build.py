@@ -32,7 +32,7 @@ def build_data(config: Config, prepared: Prepared, labelled: bool = True) -> Int
     """The data module of a configuration.
 
     Args:
-        labelled: read labels where `eimf.enabled` says so; evaluation needs none.
+        labelled: read labels if `eimf.enabled` is true; evaluation needs none.
 
     Raises:
         ConfigError, DataError, LabelError: see `InteractionData`.
@@ -54,7 +54,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
     """Backbone, loss and optimiser of a configuration, with seeded initial weights.
 
     Args:
-        train: also what only training needs: the item table's start from text, and EIMF's auxiliary tasks.
+        train: also set what only training needs: item vectors that start from text, and EIMF's auxiliary tasks.
 
     Raises:
         ConfigError: parts of the configuration do not fit each other.
@@ -65,7 +65,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
     tasks = None
     if train and config.text.item_init != "random":
         start_items(backbone, config, _start_vectors(config, data))
-    if train and data.supervision is not None:  # after the backbone, so that its initial weights are as without them
+    if train and data.supervision is not None:  # after the backbone, whose initial weights stay the same
         links = None
         if config.eimf.prediction == "next_interest":
             links = load_links(data.supervision, data.prepared, config.eimf, **_texts(config))
@@ -96,7 +96,7 @@ def _texts(config: Config) -> dict[str, Any]:
 
 
 def _start_vectors(config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
-    """The vectors that the item table starts from (`text.item_init`)."""
+    """The vectors whose principal components are the first item table (`text.item_init`)."""
     if config.text.item_init == "text":
         return encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
     assert data.supervision is not None  # checked with the configuration
@@ -111,7 +111,7 @@ def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "
 
 
 def check_size(config: Config, n_items: int) -> None:
-    """Refuse optimisers whose steps cost in proportion to a large catalogue.
+    """Refuse optimisers whose cost of a step grows with the catalogue, if the catalogue is large.
 
     Raises:
         ConfigError: there are more than `optim.dense_limit` items.
@@ -125,7 +125,7 @@ def check_size(config: Config, n_items: int) -> None:
 
 
 def build_trainer(config: Config, callbacks: Sequence[Callback] = (), checkpoints: bool = False) -> pl.Trainer:
-    """Lightning's Trainer for a configuration; without callbacks that write, it writes nothing.
+    """Lightning's Trainer for a configuration; it writes files only if one of the callbacks does.
 
     Args:
         checkpoints: whether one of the callbacks keeps checkpoints.
@@ -161,22 +161,22 @@ def build_trainer(config: Config, callbacks: Sequence[Callback] = (), checkpoint
 
 
 def _strategy(options: TrainerConfig, explicit: bool) -> str | ModelParallelStrategy:
-    """Lightning's strategy of that name; `fsdp` shares out the parameters over all processes, on any device.
+    """Lightning's strategy of that name; `fsdp` divides the parameters among all processes, on any device.
 
     Args:
-        explicit: whether there are auxiliary tasks, which have no gradient at most steps: DDP must expect that.
+        explicit: whether there are auxiliary tasks. They get no gradient at most steps, which DDP has to expect.
     """
     if options.strategy != "fsdp":
         name = "ddp" if options.strategy == "auto" and _n_processes(options) > 1 else options.strategy
-        resting = explicit and name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
-        return f"{name}_find_unused_parameters_true" if resting else options.strategy
+        find_unused = explicit and name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+        return f"{name}_find_unused_parameters_true" if find_unused else options.strategy
     if options.devices == "auto":
         raise ConfigError("trainer.devices: strategy fsdp needs a number of devices, is 'auto'; give it.")
     return ModelParallelStrategy(_n_processes(options), 1, save_distributed_checkpoint=False)
 
 
 def _n_processes(options: TrainerConfig) -> int:
-    """How many processes the Trainer will use, one a device."""
+    """How many processes the Trainer will use, one per device."""
     devices = _devices(options.devices)
     if devices in ("auto", -1):
         on_cuda = options.accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
@@ -194,11 +194,10 @@ def _devices(text: str) -> str | int | list[int]:
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning from printing what a user of this suite cannot act on."""
+    """Silence messages of Lightning that a user of this package cannot act on."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("PL_DISABLE_TIPS", "1")
-    # A resumed run's checkpoint folder is not empty, and Lightning's own use of torch's pytree is for Lightning to
-    # update.
+    # A resumed run's checkpoint folder is not empty, and only Lightning can update its use of torch's pytree.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

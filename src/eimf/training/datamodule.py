@@ -24,7 +24,7 @@ from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
 
 SAMPLES_PER_STEP = 32
-"""M: samples of labelled users that a step with auxiliary losses sees beside its batch (labelled users are few)."""
+"""M: samples of labelled users that a step with auxiliary losses adds to its batch (labelled users are few)."""
 
 
 class InteractionData(pl.LightningDataModule):
@@ -34,10 +34,10 @@ class InteractionData(pl.LightningDataModule):
         prepared: see `eimf.prepare`.
         split: `user`, `loo` or `time`, or the options of a split.
         config: options of the batches.
-        labels: explicit interests of users: a label cache, a JSONL file, or labels that are read already. None trains
+        labels: explicit interests of users: a label cache, a JSONL file, or a list of labels. None trains
             without them.
         explicit: options of training with explicit interests.
-        encoder: of texts; used with `labels` only.
+        encoder: text encoder; used with `labels` only.
         root: the data folder, where text vectors are kept.
         seed: of sample order, random cuts, shares and controls.
         options: options of the batches as plain arguments, such as `max_len=50, batch_size=512`.
@@ -80,9 +80,9 @@ class InteractionData(pl.LightningDataModule):
         self.repeats = share_of_repeats(prepared.sequences, self.split.validation, self.split.test)
         self.supervision: Supervision | None = None
         if labels is not None:
-            found = read_labels(labels) if isinstance(labels, str | Path) else labels
+            known = read_labels(labels) if isinstance(labels, str | Path) else labels
             self.supervision = load_supervision(
-                found, prepared, self.split.train, self.explicit, encoder=encoder, root=root, seed=seed
+                known, prepared, self.split.train, self.explicit, encoder=encoder, root=root, seed=seed
             )
         self._items = torch.tensor(prepared.sequences.items, dtype=torch.long)
 
@@ -101,7 +101,7 @@ class InteractionData(pl.LightningDataModule):
         Args:
             name: of `experiments/datasets/<name>.yaml`, such as `beauty` or `demo`.
             root: the data folder.
-            labels: True takes the data set's label cache, or the labels that are shipped with it.
+            labels: True: the data set's label cache, or the labels that are shipped with the data set.
             options: all other arguments of the class.
 
         Raises:
@@ -109,8 +109,8 @@ class InteractionData(pl.LightningDataModule):
         """
         config = load(None, [f"dataset={name}"])
         config = replace(config, data=replace(config.data, root=str(root)))
-        found = label_source(config) if labels is True else labels or None
-        return cls(prepare(config.dataset, root), split, labels=found, root=root, **options)
+        source = label_source(config) if labels is True else labels or None
+        return cls(prepare(config.dataset, root), split, labels=source, root=root, **options)
 
     @property
     def n_items(self) -> int:

@@ -35,7 +35,7 @@ def evaluate_model(
     trainer.validate(model, datamodule=data, verbose=False)
     if test:
         trainer.test(model, datamodule=data, verbose=False)
-    return {part: found for part, found in model.evaluations.items() if test or part == "val"}
+    return {part: evaluation for part, evaluation in model.evaluations.items() if test or part == "val"}
 
 
 def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Evaluation], Config]:
@@ -45,7 +45,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
         overrides: `eval.*`, `trainer.*` and `data.*` settings to change, for example `eval.index=hnsw`.
 
     Raises:
-        ArtifactError: the checkpoint is missing, damaged, or of other data than can be prepared now.
+        ArtifactError: the checkpoint is missing or damaged, or its data cannot be prepared now.
     """
     quiet_lightning()
     checkpoint = read_checkpoint(folder)
@@ -63,7 +63,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
 
 
 def load_weights(model: MultiInterestModel, path: Path) -> None:
-    """Load a checkpoint's weights into a model; a model without auxiliary tasks takes those of the backbone alone.
+    """Load a checkpoint's weights into a model; a model without auxiliary tasks loads only those of the backbone.
 
     Raises:
         ArtifactError: they do not fit.
@@ -73,7 +73,7 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
         state = {name: value for name, value in state.items() if name.startswith("backbone.")}
     try:
         if isinstance(model, FSDPModule):
-            model.reshard()  # a forward pass may have left it whole
+            model.reshard()  # after a forward pass the parameters may still be gathered
             set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
         else:
             model.load_state_dict(state)
@@ -84,7 +84,7 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
 
 
 def group_held_out(config: Config, data: InteractionData, part: str) -> polars.DataFrame:
-    """Groups of held-out users (see `eimf.evaluation.groups`); nearness to labelled ones where there are any.
+    """Groups of held-out users (see `eimf.evaluation.groups`); by nearness to labelled users too, if there are any.
 
     Args:
         data: of `config`, without labels.

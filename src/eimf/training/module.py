@@ -31,16 +31,17 @@ from eimf.training.optimizers import build_optimizer
 
 RANDOM = "eimf_random_state"
 DIVERGED = 1e6
-"""No loss that learns is as large: the softmax over a billion items begins at 21 nats."""
+"""A loss this large has diverged: the softmax over a billion items starts at 21 nats."""
 Spec = Mapping[str, Any]
-"""A backbone or loss in plain values, as a checkpoint has it."""
+"""A backbone or loss in plain values, as in a checkpoint."""
 
 
 class MultiInterestModel(pl.LightningModule):
     """Trains a backbone with a loss, and evaluates it by retrieval over the whole catalogue.
 
-    It logs `train/<term>` and `train/loss` once an epoch; while fitting `val/<metric>@<k>` for the ranking metrics; in
-    `trainer.validate` and `trainer.test` all metrics, and the values of every user are in `evaluations` then.
+    It logs `train/<term>` and `train/loss` once per epoch, and the ranking metrics `val/<metric>@<k>` after each
+    validation of `trainer.fit`. `trainer.validate` and `trainer.test` log all metrics, and put the values of every user
+    into `evaluations`.
 
     Args:
         backbone: any of `eimf.backbones`, or one of your own.
@@ -55,8 +56,8 @@ class MultiInterestModel(pl.LightningModule):
             such items (`observe`). Unfiltered values are reported beside, as `raw/...`.
         index, search: of `trainer.validate` and `trainer.test`, see `eimf.evaluation.ItemIndex`.
         diversity_lambdas: weights of ComiRec's controllable aggregation to report.
-        seed: dropout and negatives of every epoch are sampled from (seed, epoch, process), so that a resumed run gives
-            the same as an unbroken one.
+        seed: dropout and negatives of every epoch are sampled from (seed, epoch, process), so that a resumed run
+            equals an uninterrupted one.
         tasks: EIMF's auxiliary tasks. They are not restored by `load_from_checkpoint`, which is for serving.
 
     Attributes:
@@ -118,7 +119,7 @@ class MultiInterestModel(pl.LightningModule):
         if optimizer == "rowwise" and self.backbone.trainable:
             self.backbone.item_embedding.sparse = True
         self.origin: dict[str, Any] | None = None
-        """Plain values that are kept in every checkpoint, such as the configuration of `eimf train`."""
+        """Plain values to keep in every checkpoint, such as the configuration of `eimf train`."""
         self.evaluations: dict[str, Evaluation] = {}
         self._item_counts: Tensor | None = None
         self._categories: Tensor | None = None
@@ -130,8 +131,8 @@ class MultiInterestModel(pl.LightningModule):
     @property
     def filters_seen(self) -> bool:
         """Whether the lists leave out the items of a user's context."""
-        wanted = self.hparams["filter_seen"]
-        return self._repeats == 0 if wanted == "auto" else bool(wanted)
+        setting = self.hparams["filter_seen"]
+        return self._repeats == 0 if setting == "auto" else bool(setting)
 
     def observe(
         self,
@@ -139,7 +140,7 @@ class MultiInterestModel(pl.LightningModule):
         categories: Int[Tensor, " I_plus_1"] | None = None,
         repeats: float = 0.0,
     ) -> None:
-        """Take what is known of the items. A data module with these attributes is asked by itself.
+        """Set statistics of the data. `setup` does this if the data module has attributes of these names.
 
         Args:
             item_counts: occurrences of each item in the training interactions: for losses and backbones that need
@@ -166,7 +167,7 @@ class MultiInterestModel(pl.LightningModule):
         self.observe(counts, getattr(data, "categories", None), getattr(data, "repeats", 0.0))
 
     def configure_model(self) -> None:
-        """With strategy FSDP: share out the parameters, their gradients and optimiser states."""
+        """With strategy FSDP: divide the parameters, their gradients and optimiser states among the processes."""
         if self.device_mesh is None or isinstance(self, FSDPModule):
             return
         fully_shard(self, mesh=self.device_mesh["data_parallel"])
@@ -211,7 +212,7 @@ class MultiInterestModel(pl.LightningModule):
             return interests, self.backbone(samples.history) if samples is not None else None, batch.target[known]
         if samples is None:
             return self.backbone(batch.history), None, batch.target
-        # One pass for both: the labelled samples then cost little more than their share of rows.
+        # One pass for both, so that the labelled samples add little time.
         both = self.backbone(torch.cat([batch.history, samples.history]))
         interests, labelled = both.split([len(batch.history), len(samples.history)])
         return interests, labelled, batch.target
@@ -252,12 +253,12 @@ class MultiInterestModel(pl.LightningModule):
         assert self._pass is not None
         if self._pass.full:
             self.evaluations[part] = self._pass.evaluation()
-            found = self.evaluations[part].summary
+            metrics = self.evaluations[part].summary
         else:
-            found = self._pass.ranking()
+            metrics = self._pass.ranking()
         self._pass = None
-        # Every process has computed the same totals, so nothing is left to synchronise.
-        self.log_dict({f"{part}/{key}": value for key, value in found.items()}, rank_zero_only=False, sync_dist=False)
+        # Every process has the same totals: there is nothing to synchronise.
+        self.log_dict({f"{part}/{key}": value for key, value in metrics.items()}, rank_zero_only=False, sync_dist=False)
 
     def predict_step(self, batch: EvalBatch | Int[Tensor, "B L"], batch_idx: int) -> Float[Tensor, "B K D"]:
         """Interest vectors of a batch of users, or of bare histories."""
@@ -268,7 +269,7 @@ class MultiInterestModel(pl.LightningModule):
             return None
         options = self.hparams
         trainer = self._trainer
-        # Fused steps unscale 16-bit gradients by themselves, after the point where they would be clipped.
+        # A fused step unscales 16-bit gradients itself, after Lightning would have clipped them.
         fused = not (trainer is not None and trainer.gradient_clip_val)
         optimizer: Optimizer = build_optimizer(
             self,
@@ -293,7 +294,7 @@ class MultiInterestModel(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = True
         self._random_state = checkpoint.get(RANDOM)
-        if self.tasks is None:  # evaluation and serving know nothing of the auxiliary tasks
+        if self.tasks is None:  # evaluation and serving do not use the auxiliary tasks
             state = checkpoint["state_dict"]
             for name in [name for name in state if not name.startswith(("backbone.", "loss."))]:
                 del state[name]
@@ -308,7 +309,7 @@ class MultiInterestModel(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        # For a run that continues in the middle of an epoch; an epoch that begins is seeded anew.
+        # For a run that continues in the middle of an epoch; every new epoch is seeded at its start.
         if self._random_state is not None:
             torch.set_rng_state(self._random_state.cpu())
             self._random_state = None
@@ -324,7 +325,7 @@ def _restore(spec: Spec, registry: Registry, base: type[Any]) -> Any:
     """The component that `_describe` described.
 
     Raises:
-        ConfigError: its class cannot be imported, or is none.
+        ConfigError: its class cannot be imported, or is not of the class `base`.
     """
     values = dict(spec)
     kind, options = registry[values.pop("class")], values.pop("options")

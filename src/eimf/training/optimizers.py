@@ -1,4 +1,4 @@
-"""Optimisers that Lightning or torch do not have."""
+"""Optimisers: one that torch lacks, and the choice by name."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Which of several processes this is."""
+"""Tells which of several processes this is."""
 
 from pytorch_lightning.utilities import rank_zero_only
 

@@ -1,4 +1,4 @@
-"""One run from configuration to results: prepare, train, keep the best, evaluate it, write everything down."""
+"""Runs one experiment: prepare the data, train, keep the best checkpoint, evaluate it, write the results."""
 
 import logging
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ from eimf.runs.provenance import describe_run, label_digest
 from eimf.runs.results import Run, costs, write_frame, write_results
 from eimf.runs.tracking import log_outcome, wandb_logger
 from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
-from eimf.training.callbacks import Curves, Progress
+from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
 from eimf.training.processes import is_first_process
@@ -46,7 +46,7 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
     Args:
         config: see `eimf.config.load`.
         resume: run folder to continue from its last checkpoint; its own configuration must be `config`.
-        prepared: the prepared data of `config`, where the caller has them; else they are prepared or read here.
+        prepared: the prepared data of `config`, if the caller has them; otherwise they are loaded or prepared here.
 
     Raises:
         ConfigError, DataError, LabelError, ArtifactError: see the message.
@@ -65,18 +65,18 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
     if resume is None and first:
         write_text_atomic(folder / "config.yaml", to_yaml(config))
         write_frame(prepared.items, folder / "items.parquet")
-        about = describe_run(config, prepared.digest, labels)
-        write_json_atomic(folder / RUN, about | {"items_sha256": sha256_file(folder / "items.parquet")})
+        provenance = describe_run(config, prepared.digest, labels)
+        write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
     held = "another process trains this run; wait for it or end it."
     with lock(folder / LOCK, held) if first else nullcontext():
         return _train_in(folder, config, prepared, labels, resume is not None)
 
 
 def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, resume: bool) -> Run:
-    """Train and evaluate in a run folder that is made.
+    """Train and evaluate in an existing run folder.
 
     Args:
-        labels: their digest.
+        labels: digest of the labels.
         resume: continue from the last checkpoint.
     """
     first = is_first_process()
@@ -96,7 +96,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         "package_version": __version__,
     }
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
-    # After the settings have been accepted: a refused run should leave no trace at W&B.
+    # After Lightning has accepted the settings: a refused run must not appear at W&B.
     logger = wandb_logger(config, folder, read_run(folder)) if first else None
     if logger is not None:
         trainer.loggers = [logger]
@@ -104,7 +104,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         last = folder / LAST if resume else None
         try:
             trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
-        except SystemExit:  # how Lightning ends a Ctrl-C
+        except SystemExit:  # Lightning exits this way after Ctrl-C
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
@@ -113,7 +113,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
     results = evaluate_model(trainer, model, data, config.eval.test)
-    index = model.item_table() if config.eval.index != "flat" else None  # by all processes: each may hold a part
+    index = model.item_table() if config.eval.index != "flat" else None  # on all processes: each may hold a part
     if first:
         write_results(
             folder, results, config, prepared, costs(folder, trainer.strategy.root_device), model.filters_seen
@@ -122,7 +122,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
             save_index(folder, index, config.eval.index, config.eval.search)
         for logger in trainer.loggers:
             assert isinstance(logger, WandbLogger)
-            summaries = {part: one.summary for part, one in results.items()}
+            summaries = {part: evaluation.summary for part, evaluation in results.items()}
             curve = results["test" if "test" in results else "val"].trade_off
             log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
@@ -130,12 +130,12 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
 
 
 def run_callbacks(config: Config, folder: Path) -> list[Callback]:
-    """What a run does besides training: stop early, keep checkpoints and curves, show progress."""
+    """The callbacks of a run: early stopping, checkpoints, curves and the progress bar."""
     callbacks: list[Callback] = [Progress(config.monitor)] if config.trainer.progress else []
     return [
         *callbacks,
         EarlyStopping(config.monitor, mode="max", patience=config.trainer.patience, check_on_train_epoch_end=True),
-        ModelCheckpoint(
+        RunCheckpoint(
             folder / "checkpoints",
             filename="best",
             monitor=config.monitor,
@@ -150,10 +150,10 @@ def run_callbacks(config: Config, folder: Path) -> list[Callback]:
 
 
 def resume_config(folder: Path) -> Config:
-    """The configuration of a run that is to be continued.
+    """The configuration of a run to resume.
 
     Raises:
-        ArtifactError: the folder is no run, or has no checkpoint yet.
+        ArtifactError: the folder is not a run folder, or has no checkpoint yet.
     """
     if not (folder / "config.yaml").is_file():
         raise ArtifactError(f"{folder}: no config.yaml, so this is no run folder; name one such as .../version_0.")

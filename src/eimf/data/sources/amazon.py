@@ -44,7 +44,7 @@ def read(dataset: AmazonConfig, interactions: Path, items: Path | None) -> RawDa
     """Read `reviews_*` and `meta_*` files; metadata lines may be Python literals, as in the 2014 release.
 
     Raises:
-        ConfigError: `dataset.format` is no release.
+        ConfigError: `dataset.format` names no release.
         DataError: a file is missing, empty or unreadable.
     """
     if dataset.format not in _RELEASES:

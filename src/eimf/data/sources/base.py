@@ -1,4 +1,4 @@
-"""What a source returns, and the cleaning that all sources share."""
+"""Defines what a source returns, and the cleaning that all sources share."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ ITEM_SCHEMA = {
 
 
 class Numbering:
-    """Numbers texts from 0 in the order of their first appearance, a batch at a time."""
+    """Numbers texts from 0 in the order of their first appearance, batch by batch."""
 
     def __init__(self) -> None:
         self._known = polars.DataFrame(schema={"text": polars.String, "number": polars.UInt32})
@@ -55,7 +55,7 @@ class Interactions:
     time: np.ndarray
     """i64[T]: microseconds since 1970 in UTC"""
     user_ids: polars.Series
-    """Distinct, in the order of first appearance, as `item_ids`. An id that only dropped rows had may be left."""
+    """Distinct ids in the order of first appearance, as in `item_ids`. Ids of dropped rows may remain."""
     item_ids: polars.Series
     interest: np.ndarray | None = None
     """i32[T]: true interest, where a simulator knows it"""
@@ -73,7 +73,7 @@ class Interactions:
         return cls(user, item, time, users.texts, items.texts, interest)
 
     def frame(self) -> polars.DataFrame:
-        """The rows with their ids, to look at."""
+        """The rows with their ids, for inspection."""
         columns = {
             "user_id": self.user_ids.gather(self.user),
             "item_id": self.item_ids.gather(self.item),
@@ -84,13 +84,13 @@ class Interactions:
 
 @dataclass(frozen=True)
 class RawData:
-    """Interactions and items as a source found them, cleaned but not filtered."""
+    """Interactions and items of a source, cleaned but not filtered."""
 
     interactions: Interactions
     items: polars.DataFrame
-    """`ITEM_SCHEMA`, one row an item; items of the interactions may be missing."""
+    """`ITEM_SCHEMA`, one row per item; it may lack items of the interactions."""
     repairs: dict[str, int] = field(default_factory=dict)
-    """What was dropped or mended -> how often."""
+    """What was dropped or repaired -> how often."""
 
 
 class Source(NamedTuple):
@@ -101,20 +101,20 @@ class Source(NamedTuple):
     read: Callable[[Any, Path, Path | None], RawData]
     """Reads the file of interactions and, where there is one, of item texts; takes an object of `Config` first."""
     needs_files: bool = True
-    """Whether the raw files are looked for, and downloaded where they are missing."""
+    """Whether the source reads raw files, which are downloaded if they are missing."""
 
 
 def clean_interactions(batches: Iterable[polars.DataFrame], subject: str, repairs: dict[str, int]) -> Interactions:
-    """Trim ids, parse times, drop what cannot be used, and count all of it in `repairs`.
+    """Trim ids, parse times, drop rows that cannot be used, and count all of this in `repairs`.
 
-    Only numbers are kept of a batch, and ids are cleaned once each, so that memory and time are those of the numbers.
+    To save memory and time, only numbers are kept of a batch, and each distinct id is cleaned once.
 
     Args:
-        batches: `user_id`, `item_id` and `timestamp` of any type that has a meaning as such, in the published order.
-        subject: what messages call the data.
+        batches: `user_id`, `item_id` and `timestamp` of any type that can hold them, in the published order.
+        subject: name of the data in messages.
 
     Raises:
-        DataError: nothing usable is left, or a column is of a type that has no meaning as what it is.
+        DataError: no usable row is left, or a column has a type that cannot hold its values.
     """
     users, items, first = Numbering(), Numbering(), None
     parts: list[tuple[np.ndarray, np.ndarray, polars.Series]] = []
@@ -145,7 +145,7 @@ def clean_interactions(batches: Iterable[polars.DataFrame], subject: str, repair
 
 
 def id_texts(values: polars.Series, subject: str) -> polars.Series:
-    """Ids as texts: whole numbers without a point, whatever type they are of.
+    """Ids as texts; whole numbers have no decimal point, whatever their type.
 
     Raises:
         DataError: values of this type are no ids.
@@ -169,26 +169,26 @@ class _Ids(NamedTuple):
 
 
 def _clean_ids(column: str, raw: polars.Series, numbers: np.ndarray, repairs: dict[str, int]) -> _Ids:
-    """Trim ids; those that become equal get one number."""
+    """Trim ids; ids that become equal get the same number."""
     # A byte that is not UTF-8 was read as U+FFFD. Ids are kept with it: it is still an id.
-    mangled = raw.str.contains("\ufffd").to_numpy()
-    _count(repairs, f"{column}s with bytes that are not UTF-8", int(mangled[numbers].sum()) if mangled.any() else 0)
-    outer = raw.str.strip_chars()
+    damaged = raw.str.contains("\ufffd").to_numpy()
+    _count(repairs, f"{column}s with bytes that are not UTF-8", int(damaged[numbers].sum()) if damaged.any() else 0)
+    stripped = raw.str.strip_chars()
     _count(
         repairs,
         f"{column}s that differed from another one by outer spaces only",
-        raw.n_unique() - outer.n_unique(),
+        raw.n_unique() - stripped.n_unique(),
     )
-    whole = _without_point(outer)
-    if whole is not outer:
-        _count(repairs, f"{column}s written with a point (7.0 is read as 7)", int((whole != outer).sum()))
-    trimmed = Numbering()
-    again = trimmed.number(whole)
-    return _Ids(trimmed.texts, again[numbers] if len(trimmed) < len(raw) else numbers)
+    plain = _without_point(stripped)
+    if plain is not stripped:
+        _count(repairs, f"{column}s written with a point (7.0 is read as 7)", int((plain != stripped).sum()))
+    cleaned = Numbering()
+    new_numbers = cleaned.number(plain)
+    return _Ids(cleaned.texts, new_numbers[numbers] if len(cleaned) < len(raw) else numbers)
 
 
 def _without_point(ids: polars.Series) -> polars.Series:
-    """Ids such as 7.0 as 7, if all ids are numbers: a table that had a gap was saved with floats."""
+    """Writes ids such as 7.0 as 7, if all ids are whole numbers: tables with gaps are often saved with floats."""
     known = ids.filter(ids.is_not_null() & (ids != ""))
     if known.str.contains(r"^-?\d+\.0+$").any() and known.str.contains(r"^-?\d+(?:\.0+)?$").all():
         return ids.str.replace(r"\.0+$", "")
@@ -196,7 +196,7 @@ def _without_point(ids: polars.Series) -> polars.Series:
 
 
 def clean_items(rows: polars.DataFrame, repairs: dict[str, int]) -> polars.DataFrame:
-    """Bring item texts to `ITEM_SCHEMA`: one line each, no control characters, the first row of an id wins."""
+    """Convert item texts to `ITEM_SCHEMA`: one line each, no control characters; the first row of an id is kept."""
     for name, kind in ITEM_SCHEMA.items():
         if name not in rows.columns:
             rows = rows.with_columns(polars.lit(None, dtype=kind).alias(name))
@@ -269,6 +269,6 @@ def _category_lists(values: polars.Series) -> polars.Series:
     return texts.set(texts == "", None).str.split("|")
 
 
-def _count(repairs: dict[str, int], what: str, n: int | None) -> None:
+def _count(repairs: dict[str, int], repair: str, n: int | None) -> None:
     if n:
-        repairs[what] = repairs.get(what, 0) + int(n)
+        repairs[repair] = repairs.get(repair, 0) + int(n)

@@ -1,7 +1,7 @@
-"""Text tables with separated columns (CSV, TSV), read row by row as RFC 4180 and Python's `csv` have it.
+"""Reads text tables with separated columns (CSV, TSV) row by row, by the rules of RFC 4180 and Python's `csv`.
 
-A quote inside an unquoted field is a character. Nothing is lost silently: a row with too many cells is counted, and a
-quoted field that never ends is refused.
+A quote inside an unquoted field is an ordinary character. Nothing is lost silently: a row with too many cells is
+counted, and a quoted field that never ends is refused.
 """
 
 import csv
@@ -31,16 +31,16 @@ def read_delimited(
     repairs: dict[str, int],
     hint: str,
 ) -> Iterator[polars.DataFrame]:
-    """Batches of rows as text, with our names of the columns that the file has.
+    """Batches of rows as texts; columns have our names, and columns that the file lacks are left out.
 
     Args:
-        needed: our name -> theirs, of columns that must be there.
-        columns: the same of all columns that are wanted.
+        needed: our name -> name in the file, of columns that must exist.
+        columns: the same for all columns to read.
         separator: one character.
         names: names of the columns of a file without a header; None numbers them from 1.
         header: whether the first row has the names.
         repairs: rows with too many or too few cells are counted here.
-        hint: what to say where a column is missing.
+        hint: advice for the error about a missing column.
 
     Raises:
         DataError: the file is damaged, lacks a column, or has a quoted field that never ends.
@@ -85,7 +85,7 @@ def read_delimited(
 
 
 def _with_end(path: Path) -> Iterator[str]:
-    """The file's lines, then a row that only a field which never ends can swallow."""
+    """The file's lines, then an end row. If the end row does not come out as a row, a quoted field never ended."""
     last = "\n"
     for last in read_lines(path):
         yield last
@@ -95,7 +95,7 @@ def _with_end(path: Path) -> Iterator[str]:
 def _places(
     path: Path, present: Sequence[str], needed: Mapping[str, str], columns: Mapping[str, str], hint: str
 ) -> dict[str, int]:
-    """Where each wanted column is."""
+    """Index of each wanted column that the file has."""
     missing = [theirs for theirs in needed.values() if theirs not in present]
     if missing:
         shown = ", ".join(map(repr, present[:20])) + (", ..." if len(present) > 20 else "")

@@ -1,8 +1,8 @@
 """A simulated shop whose customers' true interests are known: the built-in data set `demo`.
 
-A *theme* is a style within a department ("compact kitchen things"). A user has one to five themes that drift over
-time, browses within one for a while, often takes the neighbour of the last item taken from it, and sometimes buys
-something unrelated. Which theme each purchase came from is kept, so that the recovery of interests can be measured.
+A *theme* is a style within a department ("compact kitchen things"). A user has one to five themes, which
+change over time. The user buys from one theme for a while, often an item next to the last one from that theme, and
+sometimes an unrelated item. The theme of each purchase is kept, so that the recovery of interests can be measured.
 """
 
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ def _histories(
     theme = rng.choice(len(share), (n, MAX_INTERESTS), p=share)
     weight = rng.gamma(1.5, 1.0, (n, MAX_INTERESTS)) * (np.arange(MAX_INTERESTS) < n_interests[:, None])
     reach = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
-    last = np.full((n, MAX_INTERESTS), -1)  # place of the last item taken from each interest
+    last = np.full((n, MAX_INTERESTS), -1)  # position of the last item from each interest
     popular = rng.permutation(int(starts[-1]))
     start_time = 1_600_000_000 + rng.integers(0, 2 * 365 * 86_400, n)
     active = np.zeros(n, dtype=np.int64)
@@ -164,17 +164,18 @@ def _histories(
         drift = np.flatnonzero(rng.random(n) < _DRIFT)
         theme[drift, active[drift]] = rng.choice(len(share), len(drift), p=share)
         last[drift, active[drift]] = -1
-        mine, before = theme[everyone, active], last[everyone, active]
-        follow = (rng.random(n) < _FOLLOW) & (before >= 0)
-        place = np.where(follow, (before + rng.integers(1, 4, n)) % sizes[mine], _log_uniform(rng, sizes[mine], n))
+        current, previous = theme[everyone, active], last[everyone, active]
+        follow = (rng.random(n) < _FOLLOW) & (previous >= 0)
+        neighbour = (previous + rng.integers(1, 4, n)) % sizes[current]
+        place = np.where(follow, neighbour, _log_uniform(rng, sizes[current], n))
         noise = rng.random(n) < _NOISE
-        item = np.where(noise, popular[_log_uniform(rng, int(starts[-1]), n)], starts[mine] + place)
-        last[everyone, active] = np.where(noise, before, place)
+        item = np.where(noise, popular[_log_uniform(rng, int(starts[-1]), n)], starts[current] + place)
+        last[everyone, active] = np.where(noise, previous, place)
         clock += rng.exponential(6 * 86_400, n) + 60
         here = step < length
         taken_user.append(everyone[here])
         taken_item.append(item[here])
-        taken_theme.append(np.where(noise, NOISE, mine)[here])
+        taken_theme.append(np.where(noise, NOISE, current)[here])
         taken_time.append(clock[here].astype(np.int64))
     user, item, interest, time = (np.concatenate(part) for part in (taken_user, taken_item, taken_theme, taken_time))
     order = np.argsort(user, kind="stable")  # steps are in time order already

@@ -1,4 +1,4 @@
-"""Large, possibly gzipped files of one record a line, read in blocks of bounded memory."""
+"""Reads large, possibly gzipped files of one record per line, in blocks of bounded memory."""
 
 import ast
 import io
@@ -16,7 +16,7 @@ BROKEN = "lines that are neither JSON nor a Python literal (dropped)"
 
 
 def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
-    """Read the named fields of every record; strict JSON goes the fast way, Python literals the slow one.
+    """Read the named fields of every record: strict JSON by a fast reader, Python literals line by line.
 
     Args:
         path: a `.json`, `.jsonl` file, with or without `.gz`.
@@ -36,7 +36,7 @@ def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int
     try:
         return polars.read_ndjson(io.BytesIO(block), schema=dict(fields)).select(fields.keys())
     except (polars.exceptions.PolarsError, UnicodeDecodeError):
-        # Some line is no strict JSON of these types. Find out which, one by one.
+        # Some line is not strict JSON of these types: parse line by line.
         records = []
         for line in block.decode("utf-8", errors="replace").split("\n"):  # JSON texts may hold other line separators
             if not line.strip():
@@ -61,7 +61,7 @@ def _parse_line(line: str) -> dict[str, Any] | None:
 
 
 def _fit(value: Any, kind: Any) -> Any:
-    """Bring a value to the field's type where that is harmless; null otherwise."""
+    """Convert a value to the field's type where that is safe; null otherwise."""
     if value is None:
         return None
     if kind == polars.String:

@@ -1,4 +1,4 @@
-"""Lines of large, possibly gzipped text files, in bounded memory."""
+"""Reads the lines of large, possibly gzipped text files in bounded memory."""
 
 import gzip
 import zlib
@@ -13,14 +13,14 @@ from eimf.core.errors import DataError
 
 BLOCK_BYTES = 32 * 2**20
 LINE_BYTES = 64 * 2**20
-"""Longest line. A longer one is no record but a damaged or malicious file."""
+"""Longest line. A longer one means a damaged or malicious file."""
 MARK = b"\xef\xbb\xbf"
 """UTF-8 byte order mark."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what reading a file can raise into one line.
+    """Turn the errors of reading a file into a DataError of one line.
 
     Raises:
         DataError: the file is missing, damaged or unreadable.
@@ -37,10 +37,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """Blocks of whole lines in UTF-8, without a byte order mark; other Unicode encodings are recognised by theirs.
+    """Blocks of whole lines in UTF-8, without a byte order mark; UTF-16 is recognised by its byte order mark.
 
     Raises:
-        DataError: the file is missing, damaged or unreadable, or has an endless line.
+        DataError: the file is missing, damaged or unreadable, or has a line that is too long.
     """
     with reading(path), path.open("rb") as raw:
         stream = cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw  # noqa: SIM115 (closes with raw)
@@ -63,7 +63,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends (`\\n` only; a `\\r` before it stays); bytes that are not UTF-8 become U+FFFD.
+    """Lines with their line ends (`\\n`; a `\\r` before it is kept); bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         DataError: see `read_blocks`.

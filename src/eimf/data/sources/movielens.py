@@ -1,4 +1,4 @@
-"""MovieLens 100K and 1M (Harper & Konstan 2015), straight from GroupLens' zip archives."""
+"""MovieLens 100K and 1M (Harper & Konstan 2015), read from GroupLens' zip archives."""
 
 import zipfile
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Your own data: tables of interactions and items as CSV, CSV.gz, JSONL, JSONL.gz or Parquet."""
+"""Reads your own data: tables of interactions and items as CSV, CSV.gz, TSV, JSONL, JSONL.gz or Parquet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,10 +25,10 @@ class TableConfig(DatasetConfig):
     item_column: str = "item_id"
     """Column of item ids, in both tables."""
     timestamp_column: str = "timestamp"
-    """Column of times: unix seconds, milliseconds, microseconds or nanoseconds, or ISO 8601; empty: the order of the
-    rows is the order of events."""
+    """Column of times: unix seconds, milliseconds, microseconds or nanoseconds, or ISO 8601; empty: no times,
+    the order of the rows is the order of events."""
     title_column: str = "title"
-    """Column of item titles; empty: there are none."""
+    """Column of item titles; empty: no titles."""
     categories_column: str = "categories"
     """Column of category names: lists, or text with `|` between the names."""
     brand_column: str = "brand"
@@ -41,7 +41,7 @@ class TableConfig(DatasetConfig):
     columns: list[str] = field(default_factory=list)
     """Names of the columns of the interactions' file, in their order, if it has no header."""
     items_columns: list[str] = field(default_factory=list)
-    """The same of the items' file."""
+    """The same for the items' file."""
 
 
 def read(dataset: TableConfig, interactions: Path, items: Path | None) -> RawData:
@@ -55,7 +55,7 @@ def read(dataset: TableConfig, interactions: Path, items: Path | None) -> RawDat
 
 
 def read_interactions(dataset: TableConfig, path: Path, repairs: dict[str, int]) -> Interactions:
-    """Clean interactions of one file; see `read`."""
+    """Cleaned interactions of one file; see `read`."""
     wanted = {"user_id": dataset.user_column, "item_id": dataset.item_column}
     if dataset.timestamp_column:
         wanted["timestamp"] = dataset.timestamp_column
@@ -66,12 +66,12 @@ def read_interactions(dataset: TableConfig, path: Path, repairs: dict[str, int])
 
 
 def read_items(dataset: TableConfig, path: Path | None, repairs: dict[str, int]) -> polars.DataFrame:
-    """Clean items of one file, none where there is no file; see `read`."""
+    """Cleaned items of one file, an empty table if there is no file; see `read`."""
     if path is None:
         return clean_items(polars.DataFrame(schema={"item_id": polars.String}), repairs)
     needed = {"item_id": dataset.item_column, "title": dataset.title_column}
     columns = needed | {"categories": dataset.categories_column, "brand": dataset.brand_column}
-    needed, columns = ({ours: theirs for ours, theirs in one.items() if theirs} for one in (needed, columns))
+    needed, columns = ({ours: theirs for ours, theirs in names.items() if theirs} for names in (needed, columns))
     texts = polars.concat(_read(path, needed, columns, dataset, dataset.items_columns, repairs), how="vertical_relaxed")
     return clean_items(texts, repairs)
 
@@ -84,7 +84,7 @@ def _read(
     names: list[str],
     repairs: dict[str, int],
 ) -> Iterator[polars.DataFrame]:
-    """Batches of rows with our names of `columns` that the file has; `needed` ones it must have."""
+    """Batches of rows with those `columns` that the file has, under our names; the file must have the `needed` ones."""
     hint = "Set " + ", ".join(f"dataset.{_SETTING[ours]}" for ours in needed) + ", or dataset.separator."
     if not path.is_file():
         raise DataError(f"{path}: {'is a folder; name a file' if path.is_dir() else 'no such file'}.")
@@ -144,7 +144,7 @@ def _read_parquet(path: Path, needed: dict[str, str], columns: dict[str, str], h
 
 
 def _in_order(batches: Iterator[polars.DataFrame]) -> Iterator[polars.DataFrame]:
-    """Batches with the number of the row as its time."""
+    """Batches with the number of each row as its time."""
     first = 0
     for rows in batches:
         yield rows.with_columns(polars.int_range(first, first + polars.len(), dtype=polars.Int64).alias("timestamp"))

@@ -1,4 +1,4 @@
-"""Times of any kind, as microseconds since 1970 in UTC.
+"""Reads times of any kind as microseconds since 1970 in UTC.
 
 Numbers are seconds, milliseconds, microseconds or nanoseconds, by their size: below 1e11, 1e14 and 1e17 (seconds until
 the year 5138, milliseconds from 1973 on). Texts are such numbers, or ISO 8601 with a date, with or without a time, and
@@ -24,7 +24,7 @@ def parse_times(values: polars.Series, subject: str = "times") -> polars.Series:
     """i64 microseconds since 1970 in UTC; null where unreadable.
 
     Args:
-        subject: what messages call the column.
+        subject: name of the column in messages.
 
     Raises:
         DataError: values of this type are no times.
@@ -71,7 +71,7 @@ def _of_texts(values: polars.Series) -> polars.Series:
         polars.col("text").str.extract(_PLAIN, 2).cast(polars.Int64, strict=False).alias("whole"),
         polars.col("text").str.extract(_PLAIN, 3).fill_null("").alias("rest"),
     )
-    # Exact, where a float would round: a fraction counts to the microsecond of its unit.
+    # Exact whole numbers, since a float would round: at most six digits of the fraction count.
     whole = plain["whole"].fill_null(0).to_numpy()
     size = whole.astype(np.float64)
     digits = np.select([size < 1e11, size < 1e14, size < 1e17], [6, 3, 0], -3)
@@ -81,16 +81,13 @@ def _of_texts(values: polars.Series) -> polars.Series:
     micros = np.where(digits >= 0, np.where(digits >= 0, whole, 0) * power, whole // 1000)
     micros = micros + np.where(digits > 0, fraction // 10 ** (6 - np.clip(digits, 0, 6)), 0)
     micros = np.where((plain["sign"] == "-").fill_null(False).to_numpy(), -micros, micros)
-    found = polars.Series(values.name, micros).set(plain["whole"].is_null(), None)
-    left = found.is_null() & values.is_not_null() & (values != "")
-    if not left.any():
-        return found
-    texts = values.filter(left)
-    other = texts.unique()
-    known = {text: _of_text(text) for text in other}
-    parsed = texts.replace_strict(known, return_dtype=polars.Int64) if known else texts.cast(polars.Int64)
-    place = left.arg_true()
-    return found.scatter(place, parsed)
+    times = polars.Series(values.name, micros).set(plain["whole"].is_null(), None)
+    unread = times.is_null() & values.is_not_null() & (values != "")
+    if not unread.any():
+        return times
+    texts = values.filter(unread)
+    time_of = {text: _of_text(text) for text in texts.unique()}
+    return times.scatter(unread.arg_true(), texts.replace_strict(time_of, return_dtype=polars.Int64))
 
 
 def _of_text(text: str) -> int | None:

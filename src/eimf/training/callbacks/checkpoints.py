@@ -1,9 +1,10 @@
-"""Checkpoints that are written whole or not at all."""
+"""Writes checkpoints completely or not at all."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from eimf.core.errors import ArtifactError
@@ -11,10 +12,10 @@ from eimf.core.files import make_folder, replacing
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Writes a checkpoint to a temporary file beside its path, and renames it.
 
-    Lightning writes to the system's temporary folder and then copies over the old file: on another file system, a kill
-    or a full disk in between leaves neither the old checkpoint nor the new one.
+    Lightning writes to the system's temporary folder and then copies over the old file. If that folder is on another
+    file system, a kill or a full disk in between loses the old checkpoint and the new one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -28,3 +29,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     f"{path}: could not be written ({str(error).splitlines()[0][:120]}); the earlier checkpoint is "
                     "kept. Free some disk space and continue with --resume."
                 ) from error
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps the best and the last checkpoint, and knows the best one also after the run folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(one) for key, one in value.items()}
+            return now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
+
+        super().load_state_dict(moved(state_dict))

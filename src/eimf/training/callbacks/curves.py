@@ -1,6 +1,6 @@
-"""Writes `metrics.csv`, one row an epoch: losses, validation metrics, seconds.
+"""Writes `metrics.csv`, one row per epoch: losses, validation metrics, seconds.
 
-Lightning's CSVLogger deletes the earlier rows when a run is resumed; this keeps them.
+Lightning's CSVLogger deletes the earlier rows when a run is resumed; this callback keeps them.
 """
 
 import csv
@@ -15,7 +15,7 @@ from eimf.runs.curves import read_curves
 
 
 class Curves(pl.Callback):
-    """Keeps the curve file complete after every epoch, also over interruptions.
+    """Rewrites the curve file after every epoch; a resumed run keeps the earlier rows.
 
     Args:
         path: the CSV file.
@@ -29,12 +29,12 @@ class Curves(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for values in read_curves(self.path):
             values |= {name: int(values[name]) for name in ("epoch", "step")}
-            if values["epoch"] < trainer.current_epoch:  # later ones are about to be run again
+            if values["epoch"] < trainer.current_epoch:  # later epochs will run again
                 self.rows[int(values["epoch"])] = values
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
-        # Lightning keeps the last value of a loss that is not taken any more (`eimf.epochs`).
+        # Lightning keeps the last value of a loss that is no longer computed (`eimf.epochs`).
         for name in [name for name in trainer.callback_metrics if name.startswith("train/")]:
             del trainer.callback_metrics[name]
 

@@ -1,4 +1,4 @@
-"""One progress line for the whole training: epoch, step, loss and the monitored metric."""
+"""Shows one progress bar for the whole training: epoch, step, loss and the monitored metric."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 class Progress(ProgressBar):
-    """Counts steps over all epochs; an early stop ends it early.
+    """Counts the steps of all epochs; early stopping ends it early.
 
     Args:
         monitor: key of the metric to show, such as `val/recall@50`.
@@ -45,8 +45,8 @@ class Progress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
-            found = {key: trainer.callback_metrics.get(key) for key in ("train/loss", self.monitor)}
-            self._bar.set_postfix({key: f"{float(v):.4f}" for key, v in found.items() if v is not None})
+            metrics = {key: trainer.callback_metrics.get(key) for key in ("train/loss", self.monitor)}
+            self._bar.set_postfix({key: f"{float(value):.4f}" for key, value in metrics.items() if value is not None})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
