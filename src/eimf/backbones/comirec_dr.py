@@ -17,6 +17,7 @@ from eimf.core.options import option
 class ComiRecDRConfig(BackboneConfig):
     """Options of ComiRec-DR."""
 
+    name: str = "comirec_dr"
     n_interests: int = option(4, low=1)
     """K (ComiRec: 4)."""
     iterations: int = option(3, low=1)

@@ -17,6 +17,7 @@ from eimf.core.options import option
 class GRU4RecConfig(BackboneConfig):
     """Options of GRU4Rec."""
 
+    name: str = "gru4rec"
     hidden_size: int = option(64, low=1)
     """Width of the GRU's state (the paper: 100 to 1000; here as embed_dim)."""
     layers: int = option(1, low=1)

@@ -18,6 +18,7 @@ from eimf.core.options import option
 class MINDConfig(BackboneConfig):
     """Options of MIND."""
 
+    name: str = "mind"
     n_interests: int = option(4, low=1)
     """K (4 in ComiRec's comparison)."""
     iterations: int = option(3, low=1)

@@ -16,6 +16,7 @@ from eimf.core.options import option
 class PopularityConfig(BackboneConfig):
     """Popularity has no options of its own."""
 
+    name: str = "popularity"
     embed_dim: int = option(1, low=1, high=1)
     """One number for an item: its count."""
 

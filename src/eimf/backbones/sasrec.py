@@ -18,6 +18,7 @@ from eimf.core.options import option
 class SASRecConfig(BackboneConfig):
     """Options of SASRec."""
 
+    name: str = "sasrec"
     layers: int = option(2, low=1)
     """Self-attention blocks (2)."""
     heads: int = option(1, low=1)

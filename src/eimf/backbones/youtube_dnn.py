@@ -21,6 +21,7 @@ from eimf.core.options import option
 class YouTubeDNNConfig(BackboneConfig):
     """Options of YouTubeDNN."""
 
+    name: str = "youtube_dnn"
     layers: int = option(1, low=0)
     """Dense layers on the pooled history, ReLU between them (1 linear layer in ComiRec's comparison)."""
     dropout: float = option(0.0, low=0.0, high=0.95)

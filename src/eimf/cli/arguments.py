@@ -49,8 +49,10 @@ def load_experiment(options: argparse.Namespace) -> "Config":
 
 def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
     """The layers of the configuration that the arguments name."""
+    from eimf.config.checks import check_no_interpolation
     from eimf.config.load import files_for, read_layers
 
+    check_no_interpolation(options.experiment, "an argument")
     files = [text for text in options.experiment if is_file_argument(text)]
     settings = [text for text in options.experiment if not is_file_argument(text)]
     settings += ["eimf.enabled=true"] * options.eimf

@@ -15,9 +15,6 @@ FIXED: dict[str, Any] = {
     "eimf.samples_per_step": 32,
     "eimf.propagate_least": 0.0,
     "eimf.decay_epochs": 0,
-    "llm.price_in": 0.0,
-    "llm.price_out": 0.0,
-    "llm.seconds_each": 3.0,
     "eval.hnsw_links": 32,
     "eval.hnsw_search": 128,
     "eval.ivf_lists": 0,
@@ -78,6 +75,21 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
             dataset.pop(name, None)
     if dataset["source"] not in ("amazon", "movielens"):
         dataset.pop("format", None)
+    _without_effect(new)
     new["llm"] = {name: llm[name] for name in ("model", "temperature", "max_tokens")}  # no run depends on the rest
     new["eval"]["filter_seen"] = str(new["eval"].get("filter_seen", False)).lower()
     return new
+
+
+def _without_effect(values: dict[str, Any]) -> None:
+    """Reset what version 0.1 accepted though it had no effect; today it is refused."""
+    if values["optim"]["name"] == "rowwise":
+        values["optim"]["weight_decay"] = 0.0
+    else:
+        values["optim"]["item_lr"] = 0.05
+    if values["split"]["kind"] != "user":
+        values["split"]["context"] = 0.8
+    if values["split"]["kind"] == "loo":
+        values["split"] |= {"validation": 0.1, "test": 0.1}
+    if values["typical"]["represent"] == "text":
+        values["typical"]["run"] = ""

@@ -164,28 +164,31 @@ def _fitting(section: str, below: Mapping[str, Any], above: Mapping[str, Any]) -
 
 def origins(layers: Sequence[Layer], config: Config) -> Iterator[tuple[str, Any, str]]:
     """Every setting as path, value, and the layer that set it (`default` if none did)."""
+    merged: Values = {}
+    set_by: dict[tuple[str, ...], str] = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
+        set_by |= dict.fromkeys(_paths(layer.values), layer.origin)
+        kept = set(_paths(merged))  # another component of a section drops options of the earlier one
+        set_by = {path: origin for path, origin in set_by.items() if path in kept}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        options = [(section.name,)]
+        if is_dataclass(value):
+            options = [(section.name, item.name) for item in fields(value)]
+        for path in options:
+            setting = getattr(value, path[1]) if len(path) > 1 else value
+            origin = next((by for one, by in reversed(set_by.items()) if one[: len(path)] == path), "default")
+            yield ".".join(path), setting, origin
 
-    def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
-        for item in fields(node):
-            here, value = (*path, item.name), getattr(node, item.name)
-            if is_dataclass(value):
-                yield from walk(value, here)
-            else:
-                yield (
-                    ".".join(here),
-                    value,
-                    next((layer.origin for layer in reversed(layers) if _has(layer.values, here)), "default"),
-                )
 
-    yield from walk(config, ())
-
-
-def _has(values: Any, path: tuple[str, ...]) -> bool:
-    for part in path:
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
+def _paths(values: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all values of a nested mapping."""
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _paths(value, (*above, str(key)))
+    else:
+        yield above
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -269,15 +272,14 @@ def read_yaml(path: str | os.PathLike[str]) -> Values:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold `key: value` pairs, holds a {type(values).__name__}.")
     check_no_interpolation(values, str(path))
-    return named({str(key): value for key, value in values.items()})
+    return named(convert({str(key): value for key, value in values.items()}))
 
 
 def _parse_override(text: str) -> Values:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.removeprefix("--").partition("=")
+    check_no_interpolation(text, key if "${" not in key else "an override")
     if not equals or not key:
         raise ConfigError(f"{text!r}: an override is key=value, for example optim.lr=0.002.")
-    check_no_interpolation(text, key if "${" not in key else "an override")
-    key, _, value = text.removeprefix("--").partition("=")
     nested: Any = _value(value, text)
     for part in reversed(key.split(".")):
         nested = {part: nested}

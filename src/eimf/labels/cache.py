@@ -253,7 +253,7 @@ class LabelCache:
             return False
         if host != self._me[0]:
             return True
-        return _process_start(pid) == started
+        return _process_start(pid) in (started, "alive")
 
     def renew(self) -> None:
         """Start the lease of all claims of this object anew; to be called more often than the lease ends."""

@@ -175,7 +175,9 @@ class _Sampled(torch.autograd.Function):
 def _count_in(items: Int[Tensor, " N"], wanted: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """How often each wanted item is among the items; much cheaper than adding up a [B, N] mask."""
     ordered = items.sort().values
-    return torch.searchsorted(ordered, wanted, right=True) - torch.searchsorted(ordered, wanted)
+    return torch.searchsorted(ordered, wanted.contiguous(), right=True) - torch.searchsorted(
+        ordered, wanted.contiguous()
+    )
 
 
 def _softmax_gradient(

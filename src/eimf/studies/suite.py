@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eimf.config.checks import check_component
 from eimf.config.load import find_experiment, load, load_for, merge, named, read_yaml, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
@@ -117,6 +118,9 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for text in overrides:  # the same suite with other settings wants a folder of its own
         name = text.removeprefix("suite=") if text.startswith("suite=") else name
     overrides = [text for text in overrides if not text.startswith(("seeds=", "suite="))]
+    check_component(name, f"{path}: suite")
+    for variant in variants:
+        check_component(str(variant), f"{path}: variants")
     baseline = str(values.get("baseline", next(iter(variants))))
     if baseline not in variants:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
