@@ -13,8 +13,9 @@ trainer.test(model, datamodule=data)
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from eimf.core.version import VERSION
 
 if TYPE_CHECKING:
     from eimf.backbones import Backbone, BackboneConfig, CausalBackbone, Interests
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from eimf.training.module import MultiInterestModel
     from eimf.training.train import train
 
-__version__ = version("eimf")
+__version__ = VERSION
 
 _PLACES = {
     "eimf.backbones": ("Backbone", "BackboneConfig", "CausalBackbone", "Interests"),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from eimf.cli import compare, labels, serve, sweep, train
 from eimf.core.errors import EimfError
+from eimf.core.version import VERSION
 
 DEBUG = "EIMF_DEBUG"
 
@@ -78,15 +79,9 @@ def show_log_lines() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="eimf", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"eimf {_version()}")
+    parser.add_argument("--version", action="version", version=f"eimf {VERSION}")
     parser.add_argument("--debug", action="store_true", help=f"show tracebacks of unexpected errors (or {DEBUG}=1)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for group in (train, labels, compare, sweep, serve):
         group.add_commands(commands)
     return parser
-
-
-def _version() -> str:
-    from eimf import __version__
-
-    return __version__

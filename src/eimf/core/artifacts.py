@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from eimf.core.errors import ArtifactError
 from eimf.core.files import disk_error, make_folder, sha256_file
+from eimf.core.version import VERSION
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +43,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """Name of each file in the folder -> its SHA-256."""
     schema_version: int = SCHEMA_VERSION
-    package_version: str = field(default_factory=lambda: version("eimf"))
+    package_version: str = VERSION
 
 
 @contextmanager

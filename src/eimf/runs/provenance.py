@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from eimf import __version__
 from eimf.config.components import BACKBONES, LOSSES, METRICS, SOURCES, TASKS
 from eimf.config.load import to_dict
 from eimf.config.schema import Config
 from eimf.core.files import sha256_json
+from eimf.core.version import VERSION
 from eimf.labels.jsonl import to_line
 from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
@@ -176,6 +176,6 @@ def describe_run(config: Config, data_digest: str, labels: str) -> dict[str, Any
         "label_digest": labels,
         "code": code_digest(),
         "commit": git_commit(),
-        "package_version": __version__,
+        "package_version": VERSION,
         "machine": machine(),
     }

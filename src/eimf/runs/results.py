@@ -10,9 +10,9 @@ from pathlib import Path
 import polars
 import torch
 
-from eimf import __version__
 from eimf.config.schema import Config
 from eimf.core.files import replacing, write_json_atomic
+from eimf.core.version import VERSION
 from eimf.data.prepared import Prepared
 from eimf.evaluation.evaluator import Evaluation
 from eimf.runs.curves import read_curves
@@ -76,7 +76,7 @@ def write_results(
             "seed": config.seed,
             "filter_seen": filters_seen,
             "data_digest": prepared.digest,
-            "package_version": __version__,
+            "package_version": VERSION,
             "users": {part: evaluation.per_user["user_idx"].n_unique() for part, evaluation in results.items()},
             **{part: evaluation.summary for part, evaluation in results.items()},
             "costs": dict(costs),

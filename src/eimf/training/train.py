@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
-from eimf import __version__
 from eimf.config.load import load, to_dict, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
+from eimf.core.version import VERSION
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.labels.source import label_source
@@ -93,7 +93,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         "label_digest": labels,
         "n_items": prepared.n_items,
         "filter_seen": model.filters_seen,
-        "package_version": __version__,
+        "package_version": VERSION,
     }
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
     # After Lightning has accepted the settings: a refused run must not appear at W&B.
