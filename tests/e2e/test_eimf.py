@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -141,11 +142,12 @@ def test_two_processes_share_a_head_that_rests_at_most_steps(data_root: Path, tm
 
 
 def test_propagated_labels_reach_most_users(
-    data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+    data_root: Path, tmp_path: Path, labels: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "eimf")
     on = ["eimf.enabled=true", f"eimf.labels={labels}", "eimf.propagate=true", "eimf.share=0.1"]
     train(tiny_config(data_root, tmp_path, *on))
-    assert "shared with " in capsys.readouterr().out
+    assert "shared with " in caplog.text
 
 
 def test_the_labels_that_come_with_demo_fit_it(data_root: Path) -> None:
