@@ -189,7 +189,7 @@ def compare_groups(
     """Lifts among groups of users. They are for looking, not for claims: nothing is corrected for their number.
 
     Args:
-        groups: `user_idx, group, level`, see `eimf.groups.group_users`.
+        groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`.
 
     Raises:
         ArtifactError: a run cannot be read.
