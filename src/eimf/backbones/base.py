@@ -1,4 +1,4 @@
-"""What every backbone is: item ids of a history in, K interest vectors out.
+"""The base of backbones: item ids of a history in, K interest vectors out.
 
 Shapes: B users, L positions (left-padded with item 0, the most recent item last), K interests, D dimensions,
 I items.
@@ -18,7 +18,7 @@ from eimf.core.options import take_options
 
 @runtime_checkable
 class Items(Protocol):
-    """What losses read of a backbone: its item vectors."""
+    """The part of a backbone that losses use: its item vectors."""
 
     n_items: int
 
@@ -26,15 +26,15 @@ class Items(Protocol):
 
 
 class Interests(NamedTuple):
-    """What a backbone makes of a batch of histories."""
+    """The output of a backbone for a batch of histories."""
 
     vectors: Float[Tensor, "B K D"]
     """Interest vectors; the score of an item is the largest inner product with any of them."""
     routing: Float[Tensor, "B K L"] | None = None
-    """Weight of each position in each interest, 0 at padding; None where a backbone has no such notion."""
+    """Weight of each position in each interest, 0 at padding; None if the backbone has no routing."""
 
     def split(self, sizes: list[int]) -> "list[Interests]":
-        """Parts of the batch."""
+        """Split the batch into parts of these sizes."""
         routings = self.routing.split(sizes) if self.routing is not None else [None] * len(sizes)
         return [Interests(*parts) for parts in zip(self.vectors.split(sizes), routings, strict=True)]
 
@@ -44,9 +44,9 @@ class Backbone(nn.Module):
 
     Args:
         n_items: I, number of items; ids are 1 to I, and 0 is padding.
-        max_len: L, most recent items that the model sees.
+        max_len: L, number of most recent items that the model sees.
         config: the options, an object of the class's `Config`.
-        options: the same as plain arguments, such as `n_interests=4`.
+        options: the options as plain arguments, such as `n_interests=4`.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
     routes: ClassVar[bool] = False
     """`extract` returns routing weights, with a gradient."""
     trainable: ClassVar[bool] = True
-    """Learns by gradient descent."""
+    """Has parameters that are trained by gradient descent."""
     config: Any
     """An object of the class's `Config`."""
 
@@ -73,10 +73,10 @@ class Backbone(nn.Module):
                 self.item_embedding.weight[0] = 0.0
 
     def forward(self, history: Int[Tensor, "B L"]) -> Interests:
-        """Interests of histories; of longer ones than `max_len`, of the most recent items.
+        """Interests of histories. Of a longer history, only the last `max_len` items are used.
 
         Raises:
-            ConfigError: `extract` returns other shapes than the class promises.
+            ConfigError: `extract` returns wrong shapes.
         """
         if history.shape[1] > self.max_len:
             history = history[:, -self.max_len :]
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         return interests
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
-        """The backbone's own part of `forward`."""
+        """The part of `forward` that each backbone implements."""
         raise NotImplementedError
 
     def _check(self, interests: Interests, history: Tensor) -> None:
@@ -108,12 +108,12 @@ class Backbone(nn.Module):
             )
 
     def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
-        """Vectors that interests are compared with: of the given items, or the whole table with padding row 0."""
+        """Vectors of the given items, or of all items with padding in row 0. Interests are compared with them."""
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
-        """Take the number of training interactions of each item, before training. Most backbones ignore it."""
+        """Receive the number of training interactions of each item, before training. Most backbones ignore it."""
 
 
 class CausalBackbone(Backbone):
@@ -122,7 +122,7 @@ class CausalBackbone(Backbone):
     causal = True
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """A vector for every position, made from that position and earlier ones; arbitrary at padding."""
+        """A vector for every position, computed from it and earlier positions only; arbitrary at padding."""
         raise NotImplementedError
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
@@ -143,13 +143,13 @@ def route(
 ) -> Interests:
     """Dynamic routing of position votes to K interest capsules (ComiRec algorithm 1; Sabour et al. 2017).
 
-    The softmax runs over the interests: the weights of a position sum to 1. Padding is masked after it.
+    The softmax is over interests: the weights of a position sum to 1. Padding is masked afterwards.
     As in the authors' code, interests get gradients only through the final weighted sum. The returned weights keep the
     gradient of the last agreement step, so that a loss on the routing can train it; without one, that path is unused.
 
     Args:
-        votes: what each position says for each interest; [B, L, D] where it says the same for all, which saves memory
-            traffic.
+        votes: vector of each position for each interest; [B, L, D] if it is the same for all interests, which is
+            faster.
         logits: initial routing logits.
         mask: 1 at items, 0 at padding.
     """

@@ -14,6 +14,7 @@ from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 _ROWS = 512
+"""Numbers of rows are rounded up to a multiple of this."""
 HIDDEN_RATIO = 4
 """Width of the attention's hidden layer, in units of embed_dim (ComiRec's code: 4)."""
 
@@ -53,9 +54,9 @@ class ComiRecSA(Backbone):
         item = history != 0
         if history.device.type == "cpu":
             # Most positions of short histories are padding: leave them out of the expensive part. (On an
-            # accelerator, counting them would make the host wait.)
+            # accelerator, the host would have to wait for their number.)
             known = item.flatten().nonzero()[:, 0]
-            # In steps of _ROWS: oneDNN compiles, and keeps, a bfloat16 kernel for every number of rows it meets.
+            # Round up to _ROWS: oneDNN compiles and keeps a bfloat16 kernel for every different number of rows.
             rows = F.pad(known, (0, -len(known) % _ROWS))
             scores = self.heads(torch.tanh(self.hidden(placed.flatten(0, 1)[rows])))[: len(known)]
             logits = scores.new_zeros(item.numel(), self.heads.out_features).index_copy(0, known, scores)
@@ -63,7 +64,7 @@ class ComiRecSA(Backbone):
         else:
             logits = self.heads(torch.tanh(self.hidden(placed)))
         logits, padding = logits.transpose(1, 2), ~item[:, None]  # [B, K, L]
-        # The lowest finite value, not -inf: a history of padding alone then gives zeros instead of NaN.
+        # The lowest finite value, not -inf: a history that is all padding then gives zeros instead of NaN.
         weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(dim=-1)
         weights = weights.masked_fill(padding, 0.0)
         return Interests(weights @ items.to(weights.dtype), weights)

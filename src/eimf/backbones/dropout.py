@@ -1,16 +1,16 @@
-"""Dropout that does not wait for its random numbers."""
+"""Dropout with fast random numbers on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 2**16  # a random 16-bit number decides about each element
+_LEVELS = 2**16  # one random 16-bit number per element
 
 
 class Dropout(nn.Module):
-    """Inverted dropout, as `torch.nn.Dropout`, but several times faster on a CPU.
+    """Inverted dropout, like `torch.nn.Dropout`, but several times faster on a CPU.
 
-    There PyTorch draws one Bernoulli variable after the other, which takes a sixth of a ComiRec-SA training step.
-    Here each random 64-bit number decides about four elements.
+    On a CPU, PyTorch samples one Bernoulli variable at a time, which takes a sixth of a ComiRec-SA training step. Here,
+    each random 64-bit number is used for four elements.
 
     Args:
         rate: probability of zeroing an element, in steps of 2^-16.
@@ -24,7 +24,7 @@ class Dropout(nn.Module):
         return f"rate={self.rate}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and type as `x`; the identity in evaluation."""
+        """Apply dropout. Returns `x` itself in evaluation."""
         if not self.training or self.rate == 0:
             return x
         if x.device.type != "cpu":

@@ -29,8 +29,8 @@ class GRU4RecConfig(BackboneConfig):
 class GRU4Rec(CausalBackbone):
     """The state after the last item, mapped to the item space.
 
-    Deviation: trained on user histories with the loss that the configuration names, not on session-parallel
-    batches with BPR or TOP1.
+    Deviation: it is trained on user histories with the configured loss, not on session-parallel batches with BPR or
+    TOP1.
     """
 
     Config = GRU4RecConfig
@@ -45,10 +45,10 @@ class GRU4Rec(CausalBackbone):
 
     def states(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         length = history.shape[1]
-        # A GRU's state moves on padding too. Shift each history to the left edge, run, and shift back.
+        # Padding would change the GRU's state. So shift each history to the left, run the GRU, and shift back.
         padding = (history == 0).sum(dim=1, keepdim=True)
         steps = torch.arange(length, device=history.device)
-        flush = history.gather(1, (steps + padding).clamp(max=length - 1))
-        hidden, _ = self.gru(self.dropout(self.item_embedding(flush)))
+        left_aligned = history.gather(1, (steps + padding).clamp(max=length - 1))
+        hidden, _ = self.gru(self.dropout(self.item_embedding(left_aligned)))
         back = (steps - padding).clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         return self.output(hidden.gather(1, back))

@@ -30,12 +30,13 @@ class MINDConfig(BackboneConfig):
 
 
 class MIND(Backbone):
-    """One bilinear map S shared by all positions and interests; symmetry is broken by initial logits that
-    are sampled from a standard normal.
+    """One bilinear map S, shared by all positions and interests.
 
-    Deviations: the logits are sampled once, with a fixed seed, and kept as a buffer, where the paper samples them
-    anew for every user and pass, so that evaluation is deterministic; K does not adapt to the history's length
-    (section 4.2.3), as in ComiRec's and REMI's implementations.
+    The initial logits are sampled from a standard normal distribution, so that interests differ.
+
+    Deviations: the logits are sampled once, with a fixed seed, and kept as a buffer, so that evaluation is
+    deterministic. The paper samples them for every user and pass. K does not adapt to the history's length (section
+    4.2.3), as in ComiRec's and REMI's implementations.
     """
 
     Config = MINDConfig

@@ -1,4 +1,4 @@
-"""Popularity: the same most frequent training items for everyone. No training; the floor to compare with."""
+"""Popularity: recommends the most frequent training items to every user. A simple baseline without training."""
 
 from dataclasses import dataclass
 from typing import Any

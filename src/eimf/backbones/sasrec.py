@@ -28,7 +28,7 @@ class SASRecConfig(BackboneConfig):
 
 
 class _Block(nn.Module):
-    """One block as in the authors' code: the residual joins the normalised input, not the raw one."""
+    """One block, as in the authors' code: the residual connection adds the normalised input, not the raw one."""
 
     def __init__(self, embed_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B L D"], allowed: Bool[Tensor, "B 1 N L"], last: int) -> Float[Tensor, "B N D"]:
-        """States of the `last` (N) positions, which look at all `allowed` ones."""
+        """States of the `last` (N) positions, which attend to the `allowed` ones."""
 
         def split(value: Tensor) -> Tensor:
             return value.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, D/heads]
@@ -83,16 +83,16 @@ class SASRec(CausalBackbone):
         return Interests(self._last_states(history, 1))
 
     def _last_states(self, history: Int[Tensor, "B L"], last: int) -> Float[Tensor, "B {last} D"]:
-        """States of the last positions: the last block need not compute any other."""
+        """States of the last positions. The last block does not compute any other."""
         length = history.shape[1]
         item = history != 0
         causal = torch.ones(length, length, dtype=torch.bool, device=history.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=history.device)
-        # A padding position may look at itself: a row with nothing to attend to would be NaN.
+        # A padding position attends to itself: a row without any allowed position would be NaN.
         allowed = (causal & (item[:, None, :] | itself))[:, None]  # [B, 1, L, L]
         x = self.item_embedding(history) * self.embed_dim**0.5 + self.position[-length:]
         x = self.dropout(x) * item[..., None]
-        *before, top = self.blocks
-        for block in before:
+        *lower, top = self.blocks
+        for block in lower:
             x = block(x, allowed, length) * item[..., None]
         return self.norm(top(x, allowed[:, :, -last:], last) * item[:, -last:, None])

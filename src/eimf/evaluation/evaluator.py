@@ -1,7 +1,7 @@
 """Evaluates by retrieval over the whole catalogue: index the items, search every interest, merge, score.
 
-`Evaluator` collects one pass over held-out users, batch by batch and process by process. `evaluate` does the same for
-vectors that are at hand, without Lightning or a configuration.
+`Evaluator` collects one pass over held-out users, over batches and processes. `evaluate` does the same for given
+vectors, without Lightning or a configuration.
 
 Shapes: U or B users, K interests, N retrieved items, D dimensions, I items, M metrics.
 """
@@ -37,8 +37,8 @@ class Evaluation:
     """Results of one pass over held-out users."""
 
     summary: dict[str, float]
-    """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps, `raw/...` of lists
-    that are not filtered."""
+    """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps, `raw/...` for
+    unfiltered lists."""
     per_user: polars.DataFrame
     """`user_idx, metric, k, value, tied`"""
     rankings: polars.DataFrame
@@ -48,12 +48,12 @@ class Evaluation:
 
 
 class _Part(NamedTuple):
-    """What is kept of the users of a batch."""
+    """Results of the users of one batch."""
 
     user: Int[np.ndarray, " B"]
     tied: Bool[np.ndarray, " B"]
     values: Float[np.ndarray, "M B"]
-    """Every metric of every user."""
+    """All metrics of all users."""
     items: Int[np.ndarray, "B N"]
     scores: Float[np.ndarray, "B N"]
     interest: Int[np.ndarray, "B N"]
@@ -65,15 +65,15 @@ class Evaluator:
     Args:
         item_vectors: vectors of all items; row 0 is padding.
         k: cut-offs of the metrics, ascending.
-        filter_seen: leave the items of a user's context out of the lists; the ranking metrics of unfiltered lists are
-            then reported beside, as `raw/...`.
+        filter_seen: leave the items of a user's context out of the lists. The ranking metrics of unfiltered lists are
+            then also reported, as `raw/...`.
         index, search: see `eimf.evaluation.retrieval.ItemIndex`.
         diversity_lambdas: weights of ComiRec's controllable aggregation to report.
         item_counts: occurrences of each item in the training interactions, for novelty.
         categories: number of each item's category, 0 where unknown, for diversity.
-        full: also compute what describes the lists: exposure, diversity, use of interests, values of every user. If
-            false, only the ranking metrics.
-        device: where the sums are kept.
+        full: also compute exposure, diversity, use of interests, and the values of every user. If false, only the
+            ranking metrics.
+        device: device of the sums.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Evaluator:
         self.extra: dict[str, Metric] = {}
         n_items = len(item_vectors) - 1
         self.exposure = [Exposure(n_items, k, item_counts).to(device) for k in self.cutoffs] if full else []
-        # Without any known category there is nothing to diversify by.
+        # Diversity needs a known category.
         self.categories = categories.cpu().long() if categories is not None and bool((categories > 0).any()) else None
         self.lambdas = list(diversity_lambdas) if full and self.categories is not None else []
         self.has_ties = False
@@ -121,7 +121,7 @@ class Evaluator:
         Args:
             user_idx: -1 leaves the row out.
             targets: held-out items.
-            seen: items of the context; needed with `filter_seen`.
+            seen: items of the context; required with `filter_seen`.
             tied: users whose target only the file order decides, see `eimf.data.batch.EvalBatch`.
         """
         if bool((user_idx < 0).any()):
@@ -150,19 +150,19 @@ class Evaluator:
             self._add_overlap(vectors, ranked, seen)
         self._add_trade_off(candidates, ranked, targets, n_targets)
         values |= raw
-        everything = torch.stack([values[key] for key in sorted(values)]).numpy()
-        # Items and interests as int32: half the memory of what is kept of every user.
+        stacked = torch.stack([values[key] for key in sorted(values)]).numpy()
+        # Items and interests as int32: half the memory.
         lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
-        self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), everything, *lists))
+        self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), stacked, *lists))
 
     def _mean(self, key: str, values: Tensor) -> None:
-        """Add values of users to the mean of that name."""
+        """Add values of users to the mean with this key."""
         if key not in self.extra:
             self.extra[key] = UserMean().to(self.device)
         self.extra[key].update(values.to(self.device))
 
     def _add_raw(self, vectors: Float[Tensor, "B K D"], targets: Ragged) -> dict[tuple[str, int], Tensor]:
-        """The ranking metrics of lists that are not filtered."""
+        """The ranking metrics of unfiltered lists."""
         hits, n_targets = find_hits(retrieve(self.index, vectors, self.depth).items, targets)
         values = {(f"raw/{name}", k): METRICS[name](hits, n_targets, k) for name, k in self.keys}
         for (name, k), value in values.items():
@@ -170,7 +170,7 @@ class Evaluator:
         return values
 
     def _add_lists(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, hits: Bool[Tensor, "B N"]) -> None:
-        """How the lists spread over the catalogue and over the interests."""
+        """Add how the lists spread over the catalogue and over the interests."""
         for exposure in self.exposure:
             exposure.update(ranked.items.to(self.device))
         n_interests = vectors.shape[1]
@@ -179,16 +179,16 @@ class Evaluator:
         self._mean("interest_cosine", interest_cosine(vectors))
         self._mean(f"interests_used@{self.depth}", interests_used(ranked.interest, ranked.items != 0, n_interests))
         for interest in range(n_interests):
-            made = hits & (ranked.interest == interest)
-            share = made.sum(dim=1).double() / hits.sum(dim=1).clamp(min=1)
-            # Users without a hit say nothing about whose hit it was.
+            own_hits = hits & (ranked.interest == interest)
+            share = own_hits.sum(dim=1).double() / hits.sum(dim=1).clamp(min=1)
+            # The share is undefined for users without a hit.
             self._mean(f"hit_share_interest_{interest}@{self.depth}", share[hits.any(dim=1)])
 
     def _add_overlap(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, seen: Ragged | None) -> None:
-        """How much of an approximate list is in the exact one."""
+        """Add the share of an approximate list that is in the exact one."""
         assert self.exact is not None
-        wanted = retrieve(self.exact, vectors, self.depth, seen)
-        same = (ranked.items[:, :, None] == wanted.items[:, None, :]) & (ranked.items != 0)[:, :, None]
+        exact = retrieve(self.exact, vectors, self.depth, seen)
+        same = (ranked.items[:, :, None] == exact.items[:, None, :]) & (ranked.items != 0)[:, :, None]
         self._mean(f"overlap_with_flat@{self.depth}", same.any(dim=2).double().mean(dim=1))
 
     def _add_trade_off(
@@ -197,18 +197,18 @@ class Evaluator:
         for weight in self.lambdas:
             assert self.categories is not None
             chosen = rerank_diverse(candidates, self.categories, self.depth, weight) if weight else ranked
-            found, _ = find_hits(chosen.items, targets)
+            hits, _ = find_hits(chosen.items, targets)
             for k in self.cutoffs:
-                self._mean(f"controlled/{weight}/recall@{k}", METRICS["recall"](found, n_targets, k))
+                self._mean(f"controlled/{weight}/recall@{k}", METRICS["recall"](hits, n_targets, k))
                 kinds, present = self.categories[chosen.items[:, :k]], chosen.items[:, :k] != 0
                 self._mean(f"controlled/{weight}/diversity@{k}", category_diversity(kinds, present))
 
     def ranking(self) -> dict[str, float]:
-        """The ranking metrics, means over all users of all processes."""
+        """The ranking metrics: means over all users of all processes."""
         return {key: float(metric.compute()) for key, metric in self.metrics.items()}
 
     def evaluation(self) -> Evaluation:
-        """Everything, of all processes. Every process has to call it."""
+        """The results of all processes. Every process must call it."""
         self._agree_on_keys()
         values = self.ranking() | {key: float(metric.compute()) for key, metric in self.extra.items()}
         for exposure in self.exposure:
@@ -224,13 +224,16 @@ class Evaluator:
         return Evaluation(summary, per_user, rankings, trade_off)
 
     def _agree_on_keys(self) -> None:
-        """Processes without users lack means that others have; sums over processes need the same everywhere."""
-        everyones: list[Any] = _all_gather(list(self.extra))
-        keys = list(dict.fromkeys(key for keys in everyones for key in keys))
+        """Create the same means in all processes.
+
+        A process without users lacks some of them, but sums over processes need all.
+        """
+        keys_of_processes: list[Any] = _all_gather(list(self.extra))
+        keys = list(dict.fromkeys(key for keys in keys_of_processes for key in keys))
         self.extra = {key: self.extra.get(key) or UserMean().to(self.device) for key in keys}
 
     def _frames(self, whole: _Part) -> tuple[polars.DataFrame, polars.DataFrame]:
-        """Values and lists of every user, in the order of their numbers."""
+        """Tables of the values and lists of all users, in the order of their numbers."""
         order = np.argsort(whole.user, kind="stable")
         user, tied, items = whole.user[order].astype(np.int32), whole.tied[order], whole.items[order]
         raw = [(f"raw/{name}", k) for name, k in self.keys] if len(whole.values) > len(self.keys) else []
@@ -271,7 +274,7 @@ def evaluate(
     categories: Int[Tensor, " I_plus_1"] | None = None,
     batch_size: int = 1024,
 ) -> Evaluation:
-    """Evaluate vectors by full ranking; the numbers are those of a run.
+    """Evaluate vectors by full ranking. The metrics are the same as those of a run.
 
     Args:
         interests: interest vectors of the held-out users.
@@ -280,7 +283,7 @@ def evaluate(
         seen: the items of each user's context; if given, they are left out of the lists.
         k: cut-offs.
         index, search, diversity_lambdas, item_counts, categories: see `Evaluator`.
-        batch_size: users that are scored at a time.
+        batch_size: users per batch.
 
     Returns:
         `user_idx` in its tables is the row of `interests`.
@@ -325,13 +328,13 @@ def _all_gather(value: Any) -> list[Any]:
     """The value of every process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, value)
-    return everyone
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _gather(parts: list[_Part]) -> _Part:
-    """The users of all batches and processes."""
+    """Join the users of all batches and processes."""
 
     def join(some: Sequence[_Part]) -> _Part | None:
         if not some:
@@ -341,7 +344,7 @@ def _gather(parts: list[_Part]) -> _Part:
             np.concatenate(user), np.concatenate(tied), np.concatenate(values, axis=1), *map(np.concatenate, lists)
         )
 
-    whole = join([one for one in _all_gather(join(parts)) if one is not None])
+    whole = join([part for part in _all_gather(join(parts)) if part is not None])
     if whole is None:
         raise DataError("evaluation: there are no held-out users; use more data, or another split.")
     return whole

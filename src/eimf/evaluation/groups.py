@@ -1,4 +1,4 @@
-"""Groups of held-out users, to see whom a model serves better: by history, by popularity, by nearness to labels."""
+"""Groups held-out users by history, by popularity of their targets, and by distance to labelled users."""
 
 import faiss
 import numpy as np
@@ -29,8 +29,8 @@ def group_users(
     Args:
         item_counts: occurrences in the training interactions. Head, torso and tail items each make a third of them.
         distance: of each held-out user to the nearest labelled one, see `distance_to_labelled`.
-        categories: number of each item's category, 0 where unknown; how many a history has tells how many interests a
-            user may have.
+        categories: number of each item's category, 0 where unknown. The number of categories in a history indicates
+            how many interests a user has.
 
     Returns:
         `user_idx: i32, group: str, level: str`, in the order of `held` within a group.
@@ -49,23 +49,23 @@ def group_users(
 
 
 def place_of_level(level: str) -> int:
-    """Where a level stands in its group's order, from low to high; those of no name are in the middle."""
+    """Position of a level in its group, from low to high. A level of unknown name is in the middle."""
     return next((n for n, start in enumerate(_LEVELS) if level.startswith(start)), 2)
 
 
-def _thirds(counts: np.ndarray, what: str) -> np.ndarray:
-    """Names of the lower, middle and upper third."""
+def _thirds(counts: np.ndarray, unit: str) -> np.ndarray:
+    """Name of the third that each count is in: lower, middle or upper."""
     low, high = np.quantile(counts, [1 / 3, 2 / 3], method="lower")
-    names = np.where(counts <= low, f"up to {low:.0f} {what}", f"more than {high:.0f} {what}")
-    middle = f"{low + 1:.0f} to {high:.0f} {what}" if high > low + 1 else f"{high:.0f} {what}"
+    names = np.where(counts <= low, f"up to {low:.0f} {unit}", f"more than {high:.0f} {unit}")
+    middle = f"{low + 1:.0f} to {high:.0f} {unit}" if high > low + 1 else f"{high:.0f} {unit}"
     return np.where((counts > low) & (counts <= high), middle, names)
 
 
 def _popularity(sequences: Sequences, held: Holdout, item_counts: np.ndarray) -> np.ndarray:
-    """The user's middle target, by popularity: from the head, torso or tail of the catalogue."""
+    """The part of the catalogue (head, torso or tail) of each user's median target."""
     order = np.argsort(-item_counts, kind="stable")
     counts = item_counts[order]
-    middle_of_item = (np.cumsum(counts) - counts / 2) / max(counts.sum(), 1)  # in the mass of all interactions
+    middle_of_item = (np.cumsum(counts) - counts / 2) / max(counts.sum(), 1)  # as a share of all interactions
     part = np.empty(len(item_counts), np.int64)
     part[order] = np.clip((3 * middle_of_item).astype(np.int64), 0, 2)
     middle = [int(np.median(part[sequences.items[a:b]])) for a, b in zip(held.cut, held.end, strict=True)]

@@ -1,7 +1,8 @@
 """Ranking metrics: pure functions of hits for a batch of users, and torchmetrics classes that average them.
 
-`hits[b, r]` says whether the item at rank r (from 0) of user b is one of his targets; `n_targets[b]` is the number
-of his distinct targets. Ranks beyond the cut-off k are ignored, and lists shorter than k are as good as ended.
+`hits[b, r]` is true if the item at rank r (from 0) of user b is one of the user's targets. `n_targets[b]` is the
+number of the user's distinct targets. Ranks beyond the cut-off k are ignored. If a list is shorter than k, the missing
+ranks are no hits.
 """
 
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def _ideal(count: Int[Tensor, " B"], k: int) -> Values:
 
 
 def ndcg(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
-    """Discounted gain over that of the best possible list: all min(k, n_targets) targets first.
+    """Discounted gain, divided by that of the best possible list, which starts with min(k, n_targets) targets.
 
     >>> ndcg(torch.tensor([[True, False]]), torch.tensor([1]), k=2)
     tensor([1.], dtype=torch.float64)
@@ -72,15 +73,15 @@ def ndcg(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Val
 
 
 def ndcg_comirec(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
-    """ComiRec's NDCG: the ideal list has only the hits that were made, so it never tells of missed targets.
+    """ComiRec's NDCG: the ideal list has only the hits of the actual list, so missed targets do not lower it.
 
-    Larger than `ndcg`; for comparison with papers that use that code base.
+    It is larger than `ndcg`. Use it to compare with papers that use ComiRec's code.
 
     >>> ndcg_comirec(torch.tensor([[True, False]]), torch.tensor([9]), k=2)
     tensor([1.], dtype=torch.float64)
     """
-    made = hits[:, :k].sum(dim=1)
-    return _dcg(hits, k) / _ideal(made, k).clamp(min=1e-12)
+    n_hits = hits[:, :k].sum(dim=1)
+    return _dcg(hits, k) / _ideal(n_hits, k).clamp(min=1e-12)
 
 
 def mrr(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Values:
@@ -95,11 +96,11 @@ def mrr(hits: Bool[Tensor, "B N"], n_targets: Int[Tensor, " B"], k: int) -> Valu
 
 
 Function = Callable[[Tensor, Tensor, int], Tensor]
-"""A ranking metric: hits, numbers of targets and the cut-off in, a value for each user out."""
+"""A ranking metric: takes hits, numbers of targets and the cut-off, and returns a value for each user."""
 
 
 class UserMean(Metric):
-    """Mean over users of a value that each user has; exact under DDP, as sums and counts are reduced."""
+    """Mean of a value over users. It is exact under DDP, since sums and counts are reduced."""
 
     full_state_update = False
     total: Tensor
@@ -163,10 +164,10 @@ class Exposure(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         shown = self.shown[1:].double()
-        found = {f"coverage@{self.k}": coverage(shown), f"gini@{self.k}": gini(shown)}
+        values = {f"coverage@{self.k}": coverage(shown), f"gini@{self.k}": gini(shown)}
         if self.information is not None:
-            found[f"novelty@{self.k}"] = (shown * self.information[1:]).sum() / shown.sum().clamp(min=1)
-        return found
+            values[f"novelty@{self.k}"] = (shown * self.information[1:]).sum() / shown.sum().clamp(min=1)
+        return values
 
 
 def coverage(shown: Float[Tensor, " I"]) -> Float[Tensor, ""]:
@@ -191,7 +192,7 @@ def gini(shown: Float[Tensor, " I"]) -> Float[Tensor, ""]:
 
 
 def interest_cosine(vectors: Float[Tensor, "B K D"]) -> Values:
-    """Mean cosine between a user's interests: 1 means that they have collapsed into one. Needs K of at least 2."""
+    """Mean cosine between a user's interests: 1 means that all are equal. K must be at least 2."""
     unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
     count = vectors.shape[1]
     total = (unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - unit.square().sum(dim=(1, 2))

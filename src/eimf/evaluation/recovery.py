@@ -22,7 +22,7 @@ class Recovery(NamedTuple):
 
 
 def attended(routing: Float[ndarray, "B K L"]) -> Int[ndarray, "B L"]:
-    """The interest that attends most to each position."""
+    """The interest with the largest weight at each position."""
     return routing.argmax(axis=1)
 
 
@@ -40,19 +40,19 @@ def matched_accuracy(found: Int[ndarray, " N"], true: Int[ndarray, " N"]) -> flo
 
 
 def recovery(found: Int[ndarray, "B L"], true: Int[ndarray, "B L"]) -> Recovery:
-    """Compare, user by user, as the numbers of interests mean something within a user only.
+    """Compare within each user, since the numbers of interests have no meaning across users.
 
     Args:
         found: number of the interest of each position.
         true: the true one, negative at padding.
     """
     rows = []
-    for ours, theirs in zip(found, true, strict=True):
-        kept = theirs >= 0
-        a, b = ours[kept], theirs[kept]
-        if len(a) > 1:
-            largest = np.unique(b, return_counts=True)[1].max() / len(b)
-            rows.append((adjusted_mutual_info_score(b, a), matched_accuracy(a, b), largest))
+    for found_of_user, true_of_user in zip(found, true, strict=True):
+        kept = true_of_user >= 0
+        assigned, actual = found_of_user[kept], true_of_user[kept]
+        if len(assigned) > 1:
+            largest = np.unique(actual, return_counts=True)[1].max() / len(actual)
+            rows.append((adjusted_mutual_info_score(actual, assigned), matched_accuracy(assigned, actual), largest))
     if not rows:
         return Recovery(float("nan"), float("nan"), float("nan"), 0)
     information, accuracy, largest = np.mean(rows, axis=0)

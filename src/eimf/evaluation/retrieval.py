@@ -1,7 +1,7 @@
 """Candidate retrieval: FAISS search for each interest, and vectorised merging of the candidates.
 
-Order of a list: by score, best first. Items of equal score are in one fixed random order of all items (`tie_order`),
-which depends on neither the cut-offs, nor the batch, nor any counts.
+Lists are sorted by score, best first. Items with equal scores are in a fixed random order (`tie_order`). It does not
+depend on the cut-offs, the batch or any counts.
 
 Shapes: B users, K interests, N retrieved items, C candidates before merging.
 """
@@ -23,9 +23,9 @@ NEVER = float("-inf")
 CONTROLLED_POOL = 50
 """Fewest candidates of each interest that controllable aggregation chooses from."""
 CANDIDATES_AT_ONCE = 2**22
-"""Most candidates of a search that are held at a time."""
+"""Most candidates that a search holds at a time."""
 PROBES, BREADTH = 16, 128
-"""Inverted lists, and candidates of a graph, that a query visits by default."""
+"""Numbers of inverted lists, and of graph candidates, that a query visits by default."""
 
 
 class Retrieved(NamedTuple):
@@ -39,16 +39,16 @@ class Retrieved(NamedTuple):
 
 @cache
 def tie_order(n_items: int) -> Int[Tensor, " I_plus_1"]:
-    """Rank of each item among items of equal score: a random order, the same for every run of the catalogue."""
+    """Rank of each item among items of equal score: a random order, the same for every run on the catalogue."""
     order = torch.randperm(n_items, generator=torch.Generator().manual_seed(0))
     return torch.cat([torch.full((1,), n_items), order])
 
 
 def factory_string(kind: str, n_items: int) -> str:
-    """FAISS' name of an index.
+    """The FAISS factory string of an index.
 
     Args:
-        kind: `flat`, `hnsw`, `ivf`, `ivfpq`, or a factory string already. The number of inverted lists is 4 sqrt(I).
+        kind: `flat`, `hnsw`, `ivf`, `ivfpq`, or a factory string. The number of inverted lists is 4 sqrt(I).
     """
     lists = min(int(4 * n_items**0.5), n_items)
     known = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat"}
@@ -62,7 +62,7 @@ class ItemIndex:
     Args:
         vectors: row 0 is padding; it is not in the index and can never be retrieved.
         kind: see `factory_string`; `flat` is exact, the others are approximate.
-        search: inverted lists, or candidates of a graph, that a query visits; 0 is `PROBES` or `BREADTH`.
+        search: number of inverted lists, or of graph candidates, that a query visits; 0 is `PROBES` or `BREADTH`.
 
     Raises:
         ConfigError: FAISS cannot make an index of that kind of these vectors.
@@ -78,7 +78,7 @@ class ItemIndex:
             if inner is not None:
                 inner = faiss.downcast_index(inner)
                 inner.nprobe = min(search or PROBES, inner.nlist)
-                inner.cp.min_points_per_centroid = 1  # small catalogues are fine, and need no warning
+                inner.cp.min_points_per_centroid = 1  # no warning for small catalogues
                 if hasattr(inner, "pq"):
                     inner.pq.cp.min_points_per_centroid = 1
             elif hasattr(self._index, "hnsw"):
@@ -99,7 +99,7 @@ class ItemIndex:
         """Write the index to a file.
 
         Raises:
-            ArtifactError: the disk refuses.
+            ArtifactError: the file cannot be written.
         """
         work = path.with_name(f".{path.name}.partial")
         try:
@@ -113,10 +113,10 @@ class ItemIndex:
 
     @classmethod
     def load(cls, path: Path) -> "ItemIndex":
-        """Map a saved index into memory: it is read as it is needed, and shared between processes.
+        """Map a saved index into memory. It is read on demand, and processes share it.
 
         Raises:
-            ArtifactError: missing or damaged.
+            ArtifactError: the file is missing or damaged.
         """
         index = cls.__new__(cls)
         try:
@@ -136,16 +136,13 @@ class ItemIndex:
         batch, count, dim = interests.shape
         queries = np.ascontiguousarray(interests.detach().float().cpu().numpy().reshape(-1, dim))
         scores, rows = self._index.search(queries, depth)
-        found_scores, found = (
-            torch.from_numpy(scores),
-            torch.from_numpy(rows) + 1,
-        )  # "not found" (-1) becomes padding
-        found_scores = found_scores.masked_fill_(found == 0, NEVER)
-        return found_scores.view(batch, count, depth), found.view(batch, count, depth)
+        items = torch.from_numpy(rows) + 1  # "not found" (-1) becomes padding
+        item_scores = torch.from_numpy(scores).masked_fill_(items == 0, NEVER)
+        return item_scores.view(batch, count, depth), items.view(batch, count, depth)
 
 
 def _reason(error: Exception) -> str:
-    """What FAISS says, without where in its source."""
+    """The message of FAISS, without the place in its source."""
     return " ".join(str(error).rpartition("Error: ")[2].split())[:80] or type(error).__name__
 
 
@@ -160,10 +157,10 @@ def merge(
     seen: Ragged | None = None,
     ties: Int[Tensor, " I_plus_1"] | None = None,
 ) -> Retrieved:
-    """Merge the candidates of a user's interests: best score wins, each item once, the n best in order.
+    """Merge the candidates of a user's interests into the n best items. Each item has its best score.
 
     Args:
-        seen: items that may not be recommended to the user.
+        seen: items that must not be recommended to the user.
         ties: order of items with equal scores; None keeps the order of the candidates.
 
     The result is the exact top n over all items if every interest brought at least n candidates (n plus the number
@@ -179,14 +176,14 @@ def merge(
     ranked, place = scores.sort(dim=1, descending=True, stable=True)
     ranked_items = items.gather(1, place)
     if count > 1:
-        # Among equal items, adjacent after a stable sort by id, the first is the best scored: later ones go.
+        # After a stable sort by id, equal items are adjacent, best score first. Remove all but the first.
         by_item, at = ranked_items.sort(dim=1, stable=True)
         repeated = torch.zeros_like(by_item, dtype=torch.bool)
         repeated[:, 1:] = by_item[:, 1:] == by_item[:, :-1]
-        gone = torch.empty_like(repeated).scatter_(1, at, repeated)
-        ranked = ranked.masked_fill(gone, NEVER)
-        ranked, again = ranked.sort(dim=1, descending=True, stable=True)
-        ranked_items, place = ranked_items.gather(1, again), place.gather(1, again)
+        removed = torch.empty_like(repeated).scatter_(1, at, repeated)
+        ranked = ranked.masked_fill(removed, NEVER)
+        ranked, reorder = ranked.sort(dim=1, descending=True, stable=True)
+        ranked_items, place = ranked_items.gather(1, reorder), place.gather(1, reorder)
     if order is not None:
         place = order.gather(1, place)
     width = min(n, ranked.shape[1])
@@ -199,14 +196,14 @@ def merge(
 
 
 def is_member(items: Int[Tensor, "B C"], group: Ragged) -> Bool[Tensor, "B C"]:
-    """Whether each item is in its row's list. Memory follows the sum of the lists' lengths, not the longest."""
+    """Whether each item is in its row's list. Memory grows with the sum of the lists' lengths, not with the longest."""
     if len(group.values) == 0:
         return torch.zeros_like(items, dtype=torch.bool)
     base = torch.maximum(items.max(), group.values.max()) + 1
     keys = (group.owners * base + group.values).sort().values
-    asked = torch.arange(len(items), device=items.device)[:, None] * base + items
-    place = torch.searchsorted(keys, asked).clamp(max=len(keys) - 1)
-    return (keys[place] == asked) & (items != 0)
+    wanted = torch.arange(len(items), device=items.device)[:, None] * base + items
+    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return (keys[place] == wanted) & (items != 0)
 
 
 def retrieve(
@@ -214,65 +211,65 @@ def retrieve(
 ) -> Retrieved:
     """The n items with the largest inner product with any of a user's interests, seen ones left out if given.
 
-    Exact for a flat index, ties included. Users with many seen items are searched apart from the others, so that memory
-    does not follow the longest history.
+    Exact for a flat index, ties included. Users with many seen items are searched separately, so that memory does not
+    grow with the longest history.
 
     Args:
-        pool: more candidates of each interest than n, for `rerank_diverse`; if given, that many of each are returned,
-            and not only the n best.
+        pool: number of candidates of each interest, for `rerank_diverse`. If given, all of them are returned, not only
+            the n best.
     """
     interests = interests.detach().float().cpu()
     depth = max(n, pool)
     wanted = interests.shape[1] * min(depth, index.n_items) if pool else n
     extra = torch.zeros(len(interests), dtype=torch.long) if seen is None else seen.lengths.cpu()
-    # Few different depths: what is needed, rounded up to powers of two.
+    # Round the needed depth up to a power of two, so that there are few different depths.
     need = torch.where(extra > 0, 2 ** torch.ceil(torch.log2(extra.double().clamp(min=16))), 0).long()
     parts: list[Retrieved] = []
     rows: list[Tensor] = []
     for size in need.unique().tolist():
         chosen = (need == size).nonzero()[:, 0]
         most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(depth + size, index.n_items)))
-        for some in chosen.split(most):
-            part = None if seen is None else seen.cpu().select(some)
-            parts.append(_search(index, interests[some], wanted, depth + size, part))
-            rows.append(some)
+        for users in chosen.split(most):
+            part = None if seen is None else seen.cpu().select(users)
+            parts.append(_search(index, interests[users], wanted, depth + size, part))
+            rows.append(users)
     if len(rows) == 1:
         return parts[0]
     back = torch.cat(rows).argsort() if rows else torch.zeros(0, dtype=torch.long)
     if not rows:
         empty = torch.zeros(0, wanted)
         return Retrieved(empty.long(), empty, empty.long())
-    return Retrieved(*(torch.cat(list(one))[back] for one in zip(*parts, strict=True)))
+    return Retrieved(*(torch.cat(list(values))[back] for values in zip(*parts, strict=True)))
 
 
 def _search(index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, depth: int, seen: Ragged | None) -> Retrieved:
-    """Search and merge. Where scores tie at the end of an exact search, search deeper: no tied item is missed."""
+    """Search and merge. If scores tie at the end of an exact search, search deeper, so that no tied item is missed."""
     scores, items = index.search(interests, depth + 1)
     if scores.shape[2] <= depth:  # all items are here
         return merge(scores, items, n, seen, _ties(scores, index.n_items))
     cut = (scores[:, :, depth] == scores[:, :, depth - 1]) & (scores[:, :, depth] > NEVER)
     open_rows = cut.any(dim=1) if index.exact else torch.zeros(len(cut), dtype=torch.bool)
-    found = merge(scores[:, :, :depth], items[:, :, :depth], n, seen, _ties(scores, index.n_items))
+    retrieved = merge(scores[:, :, :depth], items[:, :, :depth], n, seen, _ties(scores, index.n_items))
     if open_rows.any():
         rows = open_rows.nonzero()[:, 0]
         most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(4 * depth, index.n_items)))
-        for some in rows.split(most):
-            part = None if seen is None else seen.select(some)
-            deeper = _search(index, interests[some], n, 4 * depth, part)
-            for whole, one in zip(found, deeper, strict=True):
-                whole[some] = one
-    return found
+        for users in rows.split(most):
+            part = None if seen is None else seen.select(users)
+            deeper = _search(index, interests[users], n, 4 * depth, part)
+            for whole, values in zip(retrieved, deeper, strict=True):
+                whole[users] = values
+    return retrieved
 
 
 def _ties(scores: Float[Tensor, "B K N"], n_items: int) -> Int[Tensor, " I_plus_1"] | None:
-    """The order of items with equal scores, where there may be any."""
+    """The order of items with equal scores; None if no scores are equal."""
     ordered = scores.flatten(1).sort(dim=1).values if scores.shape[1] > 1 else scores[:, 0]
     same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > NEVER)
     return tie_order(n_items) if bool(same.any()) else None
 
 
 def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], n: int, weight: float) -> Retrieved:
-    """ComiRec's controllable aggregation (arXiv 2005.09347, eq. 12 and algorithm 2), all users at once.
+    """ComiRec's controllable aggregation (arXiv 2005.09347, eq. 12 and algorithm 2), for all users at once.
 
     Greedily picks the item with the largest score + weight * (number of picked items of another category). Items of
     unknown category (0) count as one category of their own. `weight` 0 gives the candidates' first n.

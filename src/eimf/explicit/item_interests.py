@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ItemInterests(NamedTuple):
-    """The explicit interests, of all labels together, that each item is linked to."""
+    """The explicit interests (of all labels together) that each item is linked to."""
 
     vectors: Float[Tensor, "C D_text"]
     """Text vectors of all C explicit interests."""
@@ -19,7 +19,7 @@ class ItemInterests(NamedTuple):
     """Weights of these links; rows sum to 1."""
 
     def profiles(self) -> Float[np.ndarray, "I_plus_1 C"]:
-        """Weights of the links of each item to all explicit interests, 0 where there is none."""
+        """Weight of the link of each item to each explicit interest, 0 where there is no link."""
         full = torch.zeros(len(self.interest), len(self.vectors)).scatter_(1, self.interest, self.share)
         return full.numpy()
 
@@ -34,7 +34,7 @@ def link_items(
 
     Args:
         titles, names: text vectors of length 1.
-        most: links of an item.
+        most: links per item.
         temperature: of the softmax that turns cosine similarities into weights.
     """
     most = min(most, len(names))

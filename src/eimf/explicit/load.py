@@ -1,4 +1,4 @@
-"""From labels to supervision: which labels fit the training users, and their words as vectors."""
+"""From labels to supervision: finds the labels that fit the training users, and encodes their words."""
 
 import logging
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ def load_supervision(
     root: str | Path,
     seed: int = 0,
 ) -> Supervision:
-    """The explicit interests of training users, as tensors beside the training data.
+    """Turn the explicit interests of training users into tensors.
 
     Args:
         labels: oldest first.
-        spans: training slices; labels of other users, or that saw other items, are left out.
-        encoder: of texts, see `eimf.data.text.encode_texts`.
-        root: the data folder, where text vectors are kept.
-        seed: of shares and controls.
+        spans: training slices. Labels of other users, and labels made from other items, are left out.
+        encoder: text encoder, see `eimf.data.text.encode_texts`.
+        root: the data folder, where text vectors are stored.
+        seed: seed of the share of labels and of the controls.
 
     Raises:
         LabelError: no label fits the training users.
@@ -47,26 +47,28 @@ def load_supervision(
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
     vectors = encode_texts(names, encoder, root).vectors
     flat = prepared.sequences.items
-    made = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
+    supervision = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
-    log.info(f"explicit interests: {int(made.present.sum()):,}, of {len(made):,} training users{left_out}")
+    log.info(
+        f"explicit interests: {int(supervision.present.sum()):,}, of {len(supervision):,} training users{left_out}"
+    )
     models = sorted({label.model for _, _, label, _ in matched.rows})
     if len(models) > 1:
         log.info(f"  labels of {len(models)} models are mixed: {', '.join(models)}")
     if config.propagate:
         titles = encode_items(prepared.items, encoder, root).vectors
-        labelled = len(made)
-        made = propagate(made, spans, flat, titles, user_vectors(prepared.sequences, spans, titles))
-        log.info(f"  shared with {len(made) - labelled:,} similar users")
+        labelled = len(supervision)
+        supervision = propagate(supervision, spans, flat, titles, user_vectors(prepared.sequences, spans, titles))
+        log.info(f"  shared with {len(supervision) - labelled:,} similar users")
     if config.control in ("mix", "both"):
-        made = mixed_groups(made, seed)
-    return shuffled(made, seed) if config.control in ("shuffle", "both") else made
+        supervision = mixed_groups(supervision, seed)
+    return shuffled(supervision, seed) if config.control in ("shuffle", "both") else supervision
 
 
 def load_links(
     supervision: Supervision, prepared: Prepared, config: EIMFConfig, *, encoder: str, root: str | Path, seed: int = 0
 ) -> ItemInterests:
-    """The explicit interests that each item is linked to; arguments as of `load_supervision`."""
+    """The explicit interests that each item is linked to. Arguments as in `load_supervision`."""
     titles = encode_items(prepared.items, encoder, root).vectors
     names = np.unique(supervision.vectors[supervision.present].numpy(), axis=0)
     links = link_items(titles, names, config.linked, config.link_temperature)

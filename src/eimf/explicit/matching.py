@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MAX_PERMUTATIONS = 6_000
-"""Above this many assignments `optimal` matching falls back to `greedy`: for 4 explicit interests (a label has no more)
-with more than 10 behavioural ones."""
+"""If there are more assignments than this, `optimal` matching uses `greedy`: with 4 explicit interests (the most that a
+label has), if there are more than 10 behavioural ones."""
 
 
 def match_interests(
@@ -22,38 +22,42 @@ def match_interests(
     present: Bool[Tensor, "B S"],
     method: Literal["optimal", "greedy"] = "optimal",
 ) -> Int[Tensor, "B S"]:
-    """Assign an own behavioural interest to each explicit one, so that the sum of similarities is large.
+    """Assign a different behavioural interest to each explicit one, so that the sum of similarities is large.
 
-    `optimal` is the exact assignment (as the Hungarian algorithm finds it), by trying all of them at once: K and S are
-    small (greedy above `MAX_PERMUTATIONS`). With more explicit interests than behavioural ones, those left over take
-    their most similar one.
+    `optimal` finds the best assignment. It tries all of them at once, since K and S are small (above
+    `MAX_PERMUTATIONS` it uses `greedy`). With more explicit interests than behavioural ones, each explicit interest
+    that is left takes its most similar behavioural one.
 
     Returns:
         The behavioural interest of each explicit one; meaningless where `present` is false.
     """
-    batch, count, size = similarity.shape
-    few = min(count, size)
+    batch, n_behavioural, n_explicit = similarity.shape
+    n_pairs = min(n_behavioural, n_explicit)
     similarity = similarity.detach().masked_fill(~present[:, None], 0.0)
-    if size > count:  # a penalty large enough that absent interests are matched last
-        similarity = torch.where(present[:, None], similarity, -1 - 2 * few * similarity.abs().amax())
-    if method == "optimal" and perm(max(count, size), few) <= MAX_PERMUTATIONS:
-        # Each way to give the fewer ones partners of their own among the others.
-        table = torch.tensor(list(permutations(range(max(count, size)), few)), device=similarity.device)  # [A, few]
-        own = torch.arange(few, device=similarity.device).expand_as(table)
-        if size <= count:
+    if n_explicit > n_behavioural:  # a penalty large enough that absent interests are matched last
+        similarity = torch.where(present[:, None], similarity, -1 - 2 * n_pairs * similarity.abs().amax())
+    if method == "optimal" and perm(max(n_behavioural, n_explicit), n_pairs) <= MAX_PERMUTATIONS:
+        # All one-to-one assignments of the smaller set to members of the larger one.
+        table = torch.tensor(
+            list(permutations(range(max(n_behavioural, n_explicit)), n_pairs)), device=similarity.device
+        )  # [A, few]
+        own = torch.arange(n_pairs, device=similarity.device).expand_as(table)
+        if n_explicit <= n_behavioural:
             return table[similarity[:, table, own].sum(dim=2).argmax(dim=1)]
-        best = table[similarity[:, own, table].sum(dim=2).argmax(dim=1)]  # [B, K]: the explicit one of each behavioural
+        best = table[
+            similarity[:, own, table].sum(dim=2).argmax(dim=1)
+        ]  # [B, K]: explicit interest of each behavioural one
         return similarity.argmax(dim=1).scatter(1, best, own[:1].expand_as(best))
-    left = similarity.masked_fill(~present[:, None], -torch.inf)
+    remaining = similarity.masked_fill(~present[:, None], -torch.inf)
     chosen = similarity.argmax(dim=1)
     rows = torch.arange(batch, device=similarity.device)
-    for _ in range(few):
-        best = left.flatten(1).argmax(dim=1)
-        k, s = best // size, best % size
-        valid = left[rows, k, s] > -torch.inf
+    for _ in range(n_pairs):
+        best = remaining.flatten(1).argmax(dim=1)
+        k, s = best // n_explicit, best % n_explicit
+        valid = remaining[rows, k, s] > -torch.inf
         chosen[rows[valid], s[valid]] = k[valid]
-        left[rows, k] = -torch.inf
-        left[rows, :, s] = -torch.inf
+        remaining[rows, k] = -torch.inf
+        remaining[rows, :, s] = -torch.inf
     return chosen
 
 
@@ -64,7 +68,7 @@ def partners(
     method: Literal["optimal", "greedy", "soft"] = "optimal",
     temperature: float = 0.1,
 ) -> Float[Tensor, "B S D"]:
-    """The behavioural interest that belongs to each explicit one, by cosine similarity.
+    """The behavioural interest that is matched with each explicit one, by cosine similarity.
 
     Args:
         method: as in `match_interests`; `soft` is the similarity-weighted mean of all behavioural interests.

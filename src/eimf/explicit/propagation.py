@@ -24,7 +24,7 @@ def propagate(
 
     Args:
         labelled: the labelled users.
-        user_vectors: of length 1, one a row of `spans`.
+        user_vectors: vectors of length 1, one per row of `spans`.
 
     Returns:
         The labelled users, then those who share their labels.
@@ -63,7 +63,7 @@ def propagate(
 
 
 def _join(first: Supervision, second: Supervision) -> Supervision:
-    """Both, with the item lists padded to one width."""
+    """Join both, with the item lists padded to the same width."""
 
     def pad(value: Tensor, width: int, fill: int) -> Tensor:
         return torch.nn.functional.pad(value, (0, width - value.shape[-1]), value=fill)
@@ -71,6 +71,6 @@ def _join(first: Supervision, second: Supervision) -> Supervision:
     width = max(first.items.shape[-1], second.items.shape[-1])
     joined = {name: [value, getattr(second, name)] for name, value in vars(first).items()}
     joined["items"] = [pad(value, width, NOWHERE) for value in joined["items"]]
-    del joined["groups"]  # the same as the items: controls come after propagation
+    del joined["groups"]  # equal to the items here: controls come after propagation
     whole = {name: torch.cat(pair) for name, pair in joined.items()}
     return Supervision(**whole, groups=whole["items"])

@@ -16,11 +16,11 @@ class LabelledSampler:
         items: flat items.
         spans: training slices.
         supervision: labels, on the device of `items`.
-        size: M, samples at a step.
+        size: M, samples per step.
         every: sample for every N-th batch, starting with the first.
-        epochs: sample in the first N epochs only; 0: in all.
+        epochs: sample in the first N epochs only; 0 means all epochs.
         only_after: see `Supervision.predictive`.
-        shown: whether to look up which interest each item of the history shows; else none is known.
+        shown: look up which interest each item of the history shows; if false, none is known.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LabelledSampler:
         return step % self.every == 0 and (self.epochs == 0 or epoch < self.epochs)
 
     def sample(self, generator: torch.Generator) -> LabelledSamples:
-        """M samples with what each may see of its user's label."""
+        """M samples, each with the parts of its user's label that it may use."""
         labels = self.supervision
         if self._even:
             row = torch.randint(len(labels), (self.size,), generator=generator).to(self.items.device)

@@ -26,10 +26,10 @@ NOWHERE = -1
 
 
 class Matched(NamedTuple):
-    """Labels that fit the training data, and why others do not."""
+    """Labels that fit the training data, and the reasons why others do not."""
 
     rows: list[tuple[int, int, Label, np.ndarray]]
-    """Training user (row of the spans), the user_idx, the label, and the flat position of each item it saw."""
+    """Row of the user in the spans, user_idx, label, and the flat position of each item that the label saw."""
     dropped: dict[str, int]
     """Reason -> number of users."""
 
@@ -38,8 +38,8 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
     """Find each label's user and items among the training slices.
 
     A label whose user is held out, or whose history reaches beyond the user's training slice, is dropped: nothing
-    made from validation or test interactions may reach training. Of several labels of a user, as a cache holds after
-    labelling for two splits, the newest one that fits counts.
+    made from validation or test interactions may reach training. If a user has several labels (for example of
+    two splits), the newest one that fits is used.
 
     Raises:
         LabelError: no label fits.
@@ -47,7 +47,7 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
     sequences = prepared.sequences
     user_of = {name: index for index, name in enumerate(prepared.user_ids)}
     number = dict(zip(prepared.items["item_id"], prepared.items["item_idx"], strict=True))
-    place = {int(user): row for row, user in enumerate(spans.user_idx)}
+    row_of = {int(user): row for row, user in enumerate(spans.user_idx)}
     rows: dict[str, tuple[int, int, Label, np.ndarray]] = {}
     reasons: dict[str, str] = {}
     for label in labels:
@@ -55,35 +55,35 @@ def match_labels(labels: list[Label], prepared: Prepared, spans: Spans) -> Match
         if user is None:
             reasons[label.user_id] = "unknown user"
             continue
-        if user not in place:
+        if user not in row_of:
             reasons[label.user_id] = "held-out user"
             continue
-        start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
-        where = _find_in_order([number.get(item, 0) for item in label.history], sequences.items[start:end])
-        if where is None:
+        start, end = int(spans.start[row_of[user]]), int(spans.end[row_of[user]])
+        positions = _find_in_order([number.get(item, 0) for item in label.history], sequences.items[start:end])
+        if positions is None:
             reasons[label.user_id] = "history not in the training slice"
             continue
-        rows.pop(label.user_id, None)  # the newest last, as without the older one
-        rows[label.user_id] = (place[user], user, label, where + start)
+        rows.pop(label.user_id, None)  # to keep the order: the newest label comes last
+        rows[label.user_id] = (row_of[user], user, label, positions + start)
     dropped = Counter(why for user, why in reasons.items() if user not in rows)
     if not rows:
-        reasons_found = ", ".join(f"{count} {why}" for why, count in dropped.items())
+        counts = ", ".join(f"{count} {why}" for why, count in dropped.items())
         raise LabelError(
             f"labels: none of {len(labels)} fits the training users of {prepared.folder.name} "
-            f"({reasons_found}); give labels of this data set and split."
+            f"({counts}); give labels of this data set and split."
         )
     return Matched(list(rows.values()), dict(dropped))
 
 
 def _find_in_order(wanted: list[int], items: np.ndarray) -> np.ndarray | None:
-    """Positions of `wanted` in `items`, in order, the latest that fit; None if they are not all there."""
-    found, at = np.empty(len(wanted), dtype=np.int64), len(items)
-    for back in range(len(wanted) - 1, -1, -1):
-        hits = np.flatnonzero(items[:at] == wanted[back])
-        if len(hits) == 0:
+    """The last positions of `wanted` in `items`, in the same order; None if an item is missing."""
+    positions, at = np.empty(len(wanted), dtype=np.int64), len(items)
+    for index in range(len(wanted) - 1, -1, -1):
+        matches = np.flatnonzero(items[:at] == wanted[index])
+        if len(matches) == 0:
             return None
-        found[back] = at = int(hits[-1])
-    return found
+        positions[index] = at = int(matches[-1])
+    return positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +96,11 @@ class Supervision:
     items: Int[Tensor, "N S M"]
     """Flat positions of the items that show each interest; -1 where there is none."""
     groups: Int[Tensor, "N G M"]
-    """Flat positions of the items that belong together, for the assignment: `items`, but for its control."""
+    """Flat positions of the items of each group, for the assignment loss. Equal to `items`, except in its control."""
     made_from: Int[Tensor, "N S M"]
     """Item numbers that the LLM named for each interest; 0 where there is none."""
     seen_end: Int[Tensor, " N"]
-    """Flat position right after the last item that the label saw; 0 where the words are another user's."""
+    """Flat position right after the last item that the label saw; 0 for a shared label."""
     span_row: Int[Tensor, " N"]
     """The user's row in the training spans."""
     user_idx: Int[Tensor, " N"]
@@ -111,9 +111,9 @@ class Supervision:
         return len(self.span_row)
 
     def to(self, device: torch.device) -> "Supervision":
-        """The same on another device."""
+        """Copy to another device."""
         moved = {name: value.to(device) for name, value in vars(self).items()}
-        if self.groups is self.items:  # as they mostly are, and with propagated labels they are large
+        if self.groups is self.items:  # usually so; propagated labels make them large
             moved["groups"] = moved["items"]
         return Supervision(**moved)
 
@@ -134,8 +134,8 @@ class Supervision:
 
         Args:
             item: the target items.
-            only_after: targets that the label's history reached have none; else only interests that name the target
-                itself are left out.
+            only_after: if true, a target inside the label's history has no such interest. If false, only interests
+                that name the target item are left out.
         """
         made_from_it = (self.made_from[row] == item[:, None, None]).any(dim=2)
         allowed = self.present[row] & ~made_from_it
@@ -144,7 +144,7 @@ class Supervision:
         return allowed
 
     def shown_by(self, row: Int[Tensor, " B"], target: Int[Tensor, " B"], length: int) -> Int[Tensor, "B L"]:
-        """The group that each of the last `length` positions before the target is in; -1 where none is known."""
+        """The group of each of the last `length` positions before the target; -1 where none is known."""
         position = target[:, None] + torch.arange(-length, 0, device=target.device)  # [B, L]
         groups = self.groups[row]  # [B, G, M]
         same = (groups[:, None] == position[:, :, None, None]) & (groups[:, None] >= 0)  # [B, L, G, M]
@@ -159,20 +159,20 @@ def build_supervision(
 
     Args:
         name_vectors: interest name -> f32[D_text].
-        flat_items: the items of all users, which flat positions refer to.
+        flat_items: the items of all users; flat positions are indices into it.
     """
     most = max(len(label.interests) for _, _, label, _ in matched.rows)
-    widest = max((len(one.items) for _, _, label, _ in matched.rows for one in label.interests), default=1)
+    widest = max((len(interest.items) for _, _, label, _ in matched.rows for interest in label.interests), default=1)
     count, dim = len(matched.rows), len(next(iter(name_vectors.values())))
     vectors = np.zeros((count, most, dim), np.float32)
     present = np.zeros((count, most), bool)
     items = np.full((count, most, max(widest, 1)), NOWHERE, np.int64)
     seen_end = np.zeros(count, np.int64)
-    for n, (_, _, label, where) in enumerate(matched.rows):
-        seen_end[n] = where[-1] + 1
+    for n, (_, _, label, seen_at) in enumerate(matched.rows):
+        seen_end[n] = seen_at[-1] + 1
         for s, interest in enumerate(label.interests):
             vectors[n, s], present[n, s] = name_vectors[interest.name], True
-            at = [where[item - 1] for item in interest.items if 1 <= item <= len(where)]
+            at = [seen_at[item - 1] for item in interest.items if 1 <= item <= len(seen_at)]
             items[n, s, : len(at)] = at
     positions = torch.from_numpy(items)
     return Supervision(
@@ -190,4 +190,6 @@ def build_supervision(
 
 def names_of(labels: list[Label]) -> polars.Series:
     """All distinct interest names, sorted."""
-    return polars.Series("name", sorted({one.name for label in labels for one in label.interests}), dtype=polars.String)
+    return polars.Series(
+        "name", sorted({interest.name for label in labels for interest in label.interests}), dtype=polars.String
+    )

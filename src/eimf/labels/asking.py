@@ -22,13 +22,13 @@ AGAIN = frozenset({"failed"})
 
 @dataclass
 class Summary:
-    """What a run did."""
+    """Counts of a labelling run."""
 
     requested: int = 0
     cached: int = 0
-    """Prompts that the cache had answered before this run."""
+    """Prompts whose replies were in the cache before this run."""
     elsewhere: int = 0
-    """Prompts that another process answered meanwhile."""
+    """Prompts that another process answered during this run."""
     ok: int = 0
     invalid: int = 0
     refused: int = 0
@@ -66,30 +66,30 @@ async def run(
     give_up_after: int = 10,
     poll: float = 0.5,
 ) -> Summary:
-    """Label all users whose prompts the cache has not answered yet.
+    """Label all users whose prompts have no reply in the cache yet.
 
-    Each reply is in the cache as soon as it is there, so a run that was stopped, by whatever, goes on where it
-    was. Several processes may work on the same cache; what one is asking, the others wait for.
+    Each reply is stored in the cache as soon as it arrives, so a stopped run can be resumed. Several processes may
+    use the same cache. A process does not ask a prompt that another one is asking; it waits for the reply.
 
     Args:
         concurrency: calls at the same time.
-        rate_per_minute: most calls begun in a minute, retries too; 0 is no limit.
+        rate_per_minute: most calls started per minute, retries included; 0 means no limit.
         progress: show a progress line on standard error.
-        again: statuses of earlier records to ask again.
-        abort_after: consecutive prompts for which the endpoint could not be reached at all.
-        give_up_after: prompts that failed, for whatever reason, before a single one was answered.
-        poll: seconds between looks at what other processes are asking.
+        again: earlier records with these statuses are asked again.
+        abort_after: stop after this many consecutive prompts for which the endpoint was unreachable.
+        give_up_after: stop after this many failed prompts, if none has been answered.
+        poll: seconds between checks of the prompts that other processes are asking.
 
     Raises:
-        LabelError: no prompt can be answered: wrong key, unreachable endpoint, full disk. Calls that are under way then
-            are waited for and kept, since they are paid for.
+        LabelError: no prompt can be answered, for example because of a wrong key, an unreachable endpoint or a full
+            disk. Open calls are completed first, and their replies are stored, since they cost money.
     """
     by_key: dict[str, list[LabelRequest]] = {}
     for request in requests:
         by_key.setdefault(request_key(request.prompt, backend.model, backend.params), []).append(request)
     started = time.monotonic()
     todo, fresh = cache.pending(by_key, again), set(cache.pending(by_key, frozenset()))
-    todo.sort(key=lambda key: key not in fresh)  # what failed before may fail for good: last
+    todo.sort(key=lambda key: key not in fresh)  # prompts that failed before come last: they may fail again
     summary = Summary(requested=len(by_key), cached=len(by_key) - len(todo))
     _adopt_cached(by_key, set(by_key).difference(todo), cache)
     job = _Job(
@@ -107,15 +107,15 @@ async def run(
         task = bar.add_task("labels", total=len(by_key), completed=summary.cached, state=summary.describe())
         job.show = lambda: bar.update(task, completed=len(by_key) - job.open, state=summary.describe())
         workers = [asyncio.create_task(job.work()) for _ in range(max(1, min(concurrency, len(todo))))]
-        heart = asyncio.create_task(job.keep_claims())
+        renewal = asyncio.create_task(job.keep_claims())
         try:
             await asyncio.gather(*workers)
             if job.fatal is not None:
                 raise job.fatal
         finally:
-            for one in (*workers, heart):
-                one.cancel()
-            await asyncio.gather(*workers, heart, return_exceptions=True)
+            for background in (*workers, renewal):
+                background.cancel()
+            await asyncio.gather(*workers, renewal, return_exceptions=True)
             summary.seconds = time.monotonic() - started
             await backend.close()
             cache.release()
@@ -123,7 +123,7 @@ async def run(
 
 
 def _adopt_cached(by_key: dict[str, list[LabelRequest]], keys: AbstractSet[str], cache: LabelCache) -> None:
-    """Give the users that share a prompt with an answered one the same label."""
+    """Copy the stored replies of these keys to all users with the same prompt."""
     for key in keys:
         absent = [request for request in by_key[key] if cache.get(key, request.user_id) is None]
         record = cache.get(key) if absent else None
@@ -132,7 +132,7 @@ def _adopt_cached(by_key: dict[str, list[LabelRequest]], keys: AbstractSet[str],
 
 
 class _Job:
-    """What the workers of a run share."""
+    """State that the workers of a run share."""
 
     def __init__(
         self,
@@ -162,12 +162,12 @@ class _Job:
         self.open = len(todo)
         self.show = lambda: None
         self.fatal: LabelError | None = None
-        """Why nobody should ask any more."""
+        """The error that stops all workers."""
         self._stopped = asyncio.Event()
         self._next_start = 0.0
         self._unreachable = 0
         self._answered = False
-        self._in_vain = 0
+        self._fresh_failures = 0
         self._busy: set[str] = set()
 
     async def work(self) -> None:
@@ -184,7 +184,7 @@ class _Job:
         if state == "busy":
             self.todo.append(key)
             self._busy.add(key)
-            if self._busy.issuperset(self.todo):  # nothing left but what others are asking
+            if self._busy.issuperset(self.todo):  # other processes are asking all that is left
                 await asyncio.sleep(self.poll)
             return
         self._busy.discard(key)
@@ -207,7 +207,7 @@ class _Job:
             self._unreachable = self._unreachable + 1 if isinstance(error, EndpointError) else 0
             failure = str(error)
             record = self._failed(first, failure, started)
-        except Exception as error:  # whatever a backend does, it costs one user and not the run
+        except Exception as error:  # an error in a backend fails one prompt, not the run
             failure = f"unexpected {type(error).__name__}"
             record = self._failed(first, failure, started)
         else:
@@ -224,19 +224,23 @@ class _Job:
         return make_record(request, self.backend.model, self.backend.params, failure=reason, seconds=seconds)
 
     def _judge(self, key: str, failure: str) -> None:
-        """Whether, after this failure, there is any use in asking the others."""
-        self._in_vain += key in self.fresh
+        """Stop the run if the failures so far show that other prompts will fail too.
+
+        Raises:
+            LabelError: they do.
+        """
+        self._fresh_failures += key in self.fresh
         if self._unreachable >= self.abort_after:
             raise LabelError(f"{failure} Stopped; finished labels are kept.")
-        if not self._answered and self._in_vain >= self.give_up_after:
-            told = f"{self._in_vain} prompts failed, and none was answered before."
-            raise LabelError(f"{failure}. {told} Stopped; finished labels are kept.")
+        if not self._answered and self._fresh_failures >= self.give_up_after:
+            reason = f"{self._fresh_failures} prompts failed, and none was answered before."
+            raise LabelError(f"{failure}. {reason} Stopped; finished labels are kept.")
 
     async def take_turn(self) -> None:
         """Wait until the rate limit allows another call.
 
         Raises:
-            LabelError: no other call is wanted.
+            LabelError: the run was stopped.
         """
         now = time.monotonic()
         self._next_start = max(self._next_start, now)
@@ -252,7 +256,7 @@ class _Job:
         """Renew the claims of calls that take longer than the lease."""
         while True:
             await asyncio.sleep(self.cache.lease / 4)
-            with contextlib.suppress(LabelError):  # a busy or full disk now; the next time may be in time still
+            with contextlib.suppress(LabelError):  # the disk is busy or full; the next try may be in time
                 self.cache.renew()
 
 
@@ -267,17 +271,17 @@ def preview(
     rate_per_minute: float = 0.0,
     done: int = 0,
 ) -> str:
-    """What a run would ask and cost, without asking.
+    """Describe the prompts and the cost of a run, without any call.
 
     Args:
-        requests: those that the cache has not answered.
-        price_in, price_out: for a million tokens.
+        requests: those without a reply in the cache.
+        price_in, price_out: per million tokens.
         seconds_per_call, tokens_out: expected for one reply.
-        done: number of requests that are left out because they are in the cache.
+        done: number of requests whose replies are in the cache already.
     """
     prompts = list(dict.fromkeys(request.prompt for request in requests))
     calls = len(prompts)
-    # Four characters a token is OpenAI's rule of thumb for English; system prompt and user prompt both count.
+    # OpenAI's rule of thumb for English: four characters per token. System prompt and user prompt both count.
     tokens_in = sum(len(prompt.system) + len(prompt.user) for prompt in prompts) // 4
     total_out = calls * tokens_out
     cost = (tokens_in * price_in + total_out * price_out) / 1e6

@@ -1,7 +1,7 @@
-"""The label cache: every reply of an LLM, kept at once and for good, and the exchange of labels as JSON lines.
+"""The label cache: stores every reply of an LLM as soon as it arrives, and exchanges labels as JSON lines.
 
-Several processes may label into one cache: a claim on a key, which dies with its process, keeps them from
-asking the same twice.
+Several processes may use one cache. A process claims a key before it asks the LLM, so that no other process asks the
+same. A claim ends with its process.
 """
 
 import json
@@ -32,10 +32,11 @@ APPLICATION_ID = 0x45494D46  # "EIMF", in the header of the file
 
 
 LEASE_S = 600.0
-"""A claim that was not renewed for so long may be taken over."""
+"""A claim that was not renewed for this time may be taken over."""
 
 
 BUSY_S = 30.0
+"""Seconds to wait for the lock of another process."""
 
 
 STATUSES = ("ok", "invalid", "refused", "failed")
@@ -67,7 +68,7 @@ _CREATE = (
 )
 
 
-# A label is never replaced, and a reply never by a failure to get one.
+# Nothing replaces a label. A failure does not replace a reply.
 _PUT = (
     f"INSERT INTO labels ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     f"ON CONFLICT (key, user_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[2:])} "
@@ -76,17 +77,18 @@ _PUT = (
 
 
 class LabelCache:
-    """The SQLite file of replies. A context manager; to be used by one thread.
+    """The SQLite file of replies. A context manager; only one thread may use it.
 
     Users with identical titles have the same prompt and key, so `labels` has one row per (key, user).
 
     Args:
-        path: made if it does not exist.
+        path: the file; created if it does not exist.
         read_only: never write; the file must exist.
         lease: seconds after which a claim that was not renewed may be taken over.
 
     Raises:
-        LabelError: not a label cache, of another version, or the disk refuses; so do all methods.
+        LabelError: the file is not a label cache or has another version, or the disk cannot be used. All methods may
+            raise it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, lease: float = LEASE_S) -> None:
@@ -114,9 +116,11 @@ class LabelCache:
         if read_only:
             # SQLite needs a writable folder to read a WAL database, unless its -wal file exists (another process has it
             # open, or crashed). `immutable=1` would ignore that file, and the newest replies in it.
-            beside = self.path.with_name(f"{self.path.name}-wal")
-            alone = not os.access(self.path.parent, os.W_OK) and not (beside.is_file() and beside.stat().st_size)
-            address += "?mode=ro&immutable=1" if alone else "?mode=ro"
+            wal_file = self.path.with_name(f"{self.path.name}-wal")
+            immutable = not os.access(self.path.parent, os.W_OK) and not (
+                wal_file.is_file() and wal_file.stat().st_size
+            )
+            address += "?mode=ro&immutable=1" if immutable else "?mode=ro"
         return sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)
 
     def _prepare(self, read_only: bool) -> None:
@@ -129,19 +133,19 @@ class LabelCache:
                         self._db.execute(statement)
         if self._pragma("application_id") != APPLICATION_ID:
             raise LabelError(f"{self.path}: is an SQLite file, but no label cache; give another path.")
-        if (found := self._pragma("user_version")) != CACHE_VERSION:
+        if (version := self._pragma("user_version")) != CACHE_VERSION:
             raise LabelError(
-                f"{self.path}: is a label cache of version {found}, this program reads version {CACHE_VERSION}; export "
-                "it with the program that wrote it and import the labels into a new cache."
+                f"{self.path}: is a label cache of version {version}, this program reads version {CACHE_VERSION}; "
+                "export it with the program that wrote it and import the labels into a new cache."
             )
 
     def _start_wal(self) -> None:
-        # The change to WAL does not wait for other processes that open the file at the same moment.
+        # SQLite does not wait for other processes when it changes to WAL, so try again here.
         deadline = time.monotonic() + BUSY_S
         while True:
             try:
                 if self._has_tables() and self._pragma("application_id") != APPLICATION_ID:
-                    return  # somebody else's file: leave it as it is
+                    return  # not a label cache: do not change it
                 self._db.execute("PRAGMA journal_mode = WAL")
                 return
             except sqlite3.OperationalError as error:
@@ -164,7 +168,7 @@ class LabelCache:
         self.close()
 
     def close(self) -> None:
-        """Close the file; claims that are still held die with the process."""
+        """Close the file. Claims that are not released end with the process."""
         self._db.close()
 
     @contextmanager
@@ -187,7 +191,7 @@ class LabelCache:
                 raise
 
     def get(self, key: str, user_id: str | None = None) -> Record | None:
-        """The record of a key: of that user, or else of whichever user has the best one."""
+        """The record of a key and user. Without `user_id`, the best record of any user."""
         order = "CASE status WHEN 'ok' THEN 0 WHEN 'failed' THEN 2 ELSE 1 END, created_at DESC LIMIT 1"
         query = f"SELECT {', '.join(_COLUMNS)} FROM labels WHERE key = ?"
         with self._guard():
@@ -198,18 +202,18 @@ class LabelCache:
         return None if row is None else self._read(row)
 
     def put(self, *records: Record) -> None:
-        """Keep records in one transaction, and end the claims on their keys.
+        """Store records in one transaction, and delete the claims on their keys.
 
-        Putting the same again changes nothing; an `ok` record is never replaced.
+        Storing the same record again changes nothing. An `ok` record is never replaced.
         """
         with self._transaction():
             self._db.executemany(_PUT, [_row(record) for record in records])
             self._db.executemany(
-                "DELETE FROM claims WHERE key = ? AND owner = ?", [(one.key, self._me[3]) for one in records]
+                "DELETE FROM claims WHERE key = ? AND owner = ?", [(record.key, self._me[3]) for record in records]
             )
 
     def pending(self, keys: Iterable[str], again: AbstractSet[str] = frozenset({"failed"})) -> list[str]:
-        """The keys, in their order, that have no record or only records of the statuses `again`."""
+        """The keys that have no record, or only records with a status in `again`; in the given order."""
         settled = [status for status in STATUSES if status not in again]
         with self._guard():
             rows = self._db.execute(f"SELECT key FROM labels WHERE status IN ({_marks(settled)})", settled)
@@ -226,24 +230,24 @@ class LabelCache:
     def counts(self) -> dict[str, int]:
         """Number of records of each status."""
         with self._guard():
-            found = dict(self._db.execute("SELECT status, count(*) FROM labels GROUP BY status").fetchall())
-        return {status: found.get(status, 0) for status in STATUSES}
+            counts = dict(self._db.execute("SELECT status, count(*) FROM labels GROUP BY status").fetchall())
+        return {status: counts.get(status, 0) for status in STATUSES}
 
     def claim(self, key: str, again: AbstractSet[str] = frozenset({"failed"})) -> Literal["mine", "done", "busy"]:
         """Claim a key for this cache object before asking the LLM.
 
         Returns:
-            `mine`: ask, then `put` or `release`; `done`: there is a record; `busy`: somebody else is asking.
+            `mine`: ask, then `put` or `release`; `done`: there is a record; `busy`: another process is asking.
         """
         with self._transaction():
             settled = [status for status in STATUSES if status not in again]
             query = f"SELECT 1 FROM labels WHERE key = ? AND status IN ({_marks(settled)})"
             if self._db.execute(query, (key, *settled)).fetchone():
                 return "done"
-            held = self._db.execute(
+            existing = self._db.execute(
                 "SELECT host, pid, started, owner, claimed_at FROM claims WHERE key = ?", (key,)
             ).fetchone()
-            if held is not None and held[3] != self._me[3] and self._is_alive(*held):
+            if existing is not None and existing[3] != self._me[3] and self._is_alive(*existing):
                 return "busy"
             self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?)", (key, *self._me, time.time()))
             return "mine"
@@ -256,12 +260,12 @@ class LabelCache:
         return _process_start(pid) in (started, "alive")
 
     def renew(self) -> None:
-        """Start the lease of all claims of this object anew; to be called more often than the lease ends."""
+        """Renew the lease of all claims of this object. Call it before the lease ends."""
         with self._transaction():
             self._db.execute("UPDATE claims SET claimed_at = ? WHERE owner = ?", (time.time(), self._me[3]))
 
     def release(self, key: str | None = None) -> None:
-        """Give up the claim on a key, or all claims of this object."""
+        """Delete the claim on a key, or all claims of this object."""
         with self._transaction():
             if key is None:
                 self._db.execute("DELETE FROM claims WHERE owner = ?", (self._me[3],))
@@ -269,14 +273,14 @@ class LabelCache:
                 self._db.execute("DELETE FROM claims WHERE owner = ? AND key = ?", (self._me[3], key))
 
     def labels(self) -> list[Label]:
-        """All `ok` labels, oldest first. A user has several after labelling for two splits, or by two models."""
+        """All `ok` labels, oldest first. A user may have several, for example from two models."""
         return [_label(record) for record in self.records("ok")]
 
     def export_jsonl(self, path: str | os.PathLike[str]) -> int:
         """Write the newest label of every user as JSON lines; returns their number.
 
         Raises:
-            ArtifactError: the file cannot be written; an older one stays as it is.
+            ArtifactError: the file cannot be written; an older file stays unchanged.
         """
         labels = newest_labels(self.labels())
         write_text_atomic(Path(path), "".join(f"{to_line(label)}\n" for label in labels))
@@ -288,7 +292,7 @@ class LabelCache:
         known_users: AbstractSet[str] | None = None,
         known_items: AbstractSet[str] | None = None,
     ) -> ImportReport:
-        """Take over labels from JSON lines; a line that does not fit is counted, not fatal.
+        """Import labels from JSON lines. A line that does not fit is counted and left out.
 
         Args:
             known_users: ids of the data set's users; None accepts any.
@@ -302,9 +306,9 @@ class LabelCache:
         first: dict[str, str] = {}
         records: list[Record] = []
 
-        def note(kind: str, number: int, what: str, times: int = 1) -> None:
+        def note(kind: str, number: int, example: str, times: int = 1) -> None:
             counts[kind] += times
-            first.setdefault(kind, f"line {number}: {what}")
+            first.setdefault(kind, f"line {number}: {example}")
 
         with self._guard():
             seen = {key for (key,) in self._db.execute("SELECT key FROM labels WHERE status = 'ok'")}
@@ -319,9 +323,9 @@ class LabelCache:
             if known_users is not None and label.user_id not in known_users:
                 note("unknown_user", number, f"user {label.user_id!r}")
                 continue
-            strange = [] if known_items is None else [item for item in label.history if item not in known_items]
-            if strange:
-                note("unknown_item", number, f"item {strange[0]!r} of user {label.user_id!r}")
+            unknown_items = [] if known_items is None else [item for item in label.history if item not in known_items]
+            if unknown_items:
+                note("unknown_item", number, f"item {unknown_items[0]!r} of user {label.user_id!r}")
                 continue
             record = _imported(label, line)
             if record.key in seen or self._has(label):
@@ -337,7 +341,7 @@ class LabelCache:
         return report
 
     def _has(self, label: Label) -> bool:
-        """Whether the cache holds this very label, for example because it was exported from here."""
+        """Whether the cache holds an equal label, for example because the label was exported from it."""
         wanted = (label.user_id, label.model, label.prompt_version, _dump(label.history), _dump(label.interests))
         with self._guard():
             query = (
@@ -373,14 +377,14 @@ def _marks(values: Sequence[Any]) -> str:
 
 
 def _process_start(pid: int) -> str:
-    """When a process started, empty if it is dead: process ids are used again."""
+    """Start time of a process, empty if it has ended. Ids of processes are reused, so an id alone is not enough."""
     try:
         process = psutil.Process(pid)
         return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
     except psutil.NoSuchProcess:
         return ""
     except psutil.Error:
-        return "alive"  # not ours to look at; the lease decides
+        return "alive"  # another user's process; only the lease decides
 
 
 def _name(error: sqlite3.Error) -> str:

@@ -15,17 +15,17 @@ from eimf.labels.prompts import check_interests
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of the lines of a label file: the first five counts add up to the lines."""
+    """Counts of the lines of a label file, by result. The first five add up to the number of lines."""
 
     imported: int = 0
     repeated: int = 0
-    """Labels that the cache had already."""
+    """Labels that the cache already had."""
     unknown_user: int = 0
     unknown_item: int = 0
-    """Lines whose history names an item that the data set has not."""
+    """Lines whose history names an item that is not in the data set."""
     broken_lines: int = 0
     out_of_range: int = 0
-    """Item numbers that point outside the history, in any line; dropped."""
+    """Item numbers outside the history, in all lines. They are dropped."""
     first: dict[str, str] = field(default_factory=dict)
     """Name of a count above -> its first example, with the line number."""
 
@@ -37,7 +37,7 @@ def to_line(label: Label) -> str:
 
 
 def from_line(line: str) -> tuple[Label, int]:
-    """Read a label in the exchange format, and count its item numbers that point outside the history.
+    """Read a label in the exchange format, and count its item numbers outside the history.
 
     Raises:
         ValueError: says what is wrong with the line.
@@ -69,7 +69,7 @@ def from_line(line: str) -> tuple[Label, int]:
 
 
 def _imported(label: Label, line: str) -> Record:
-    # The prompt is not in the file, so the key is of the label itself: importing it twice finds it again.
+    # The file has no prompt, so the key is a digest of the label. A second import finds the same key.
     key = hashlib.sha256(to_line(label).encode()).hexdigest()
     return Record(
         key=key,
@@ -93,7 +93,7 @@ def _describe(report: ImportReport) -> str:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank; bytes that are not UTF-8 break their own line only."""
+    """Numbered lines that are not blank. Bytes that are not UTF-8 make only their own line invalid."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
             for number, line in enumerate(file, 1):

@@ -1,4 +1,4 @@
-"""Labels and the replies they come from: plain records."""
+"""Plain records: labels, and the replies that they come from."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -42,9 +42,9 @@ class Record:
     """One of STATUSES."""
     interests: tuple[Interest, ...] = ()
     reason: str = ""
-    """Why the status is not ok, or what was mended; one line."""
+    """Why the status is not ok, or what was corrected in the reply. One line."""
     raw: str = ""
-    """The reply as it came."""
+    """The reply, unchanged."""
     prompt_version: str = PROMPT_VERSION
     prompt_sha: str = ""
     history_sha: str = ""
@@ -80,8 +80,8 @@ def make_record(
     tokens_out: int = 0,
     seconds: float = 0.0,
 ) -> Record:
-    """The record of a reply, or of a call that got none (`failure` says why)."""
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be stored
+    """Make the record of a reply. If the call got no reply, `failure` says why."""
+    text = text.encode("utf-8", "replace").decode()  # SQLite cannot store half a surrogate pair
     if failure:
         status, interests, reason = "failed", (), shorten(failure)
     else:
@@ -109,7 +109,11 @@ def make_record(
 
 
 def newest_labels(labels: Iterable[Label]) -> list[Label]:
-    """The newest label of every user, of labels that come oldest first."""
+    """The newest label of every user.
+
+    Args:
+        labels: oldest first.
+    """
     newest: dict[str, Label] = {}
     for label in labels:
         newest.pop(label.user_id, None)
@@ -119,8 +123,8 @@ def newest_labels(labels: Iterable[Label]) -> list[Label]:
 
 def adopt(record: Record, request: LabelRequest) -> Record:
     """Copy a reply to another user with the same prompt, at zero cost."""
-    shown = {"user_id": request.user_id, "history": request.history, "history_sha": sha256_json(request.history)}
-    return replace(record, **shown, tokens_in=0, tokens_out=0, seconds=0.0)
+    of_user = {"user_id": request.user_id, "history": request.history, "history_sha": sha256_json(request.history)}
+    return replace(record, **of_user, tokens_in=0, tokens_out=0, seconds=0.0)
 
 
 def _label(record: Record) -> Label:

@@ -1,4 +1,4 @@
-"""The prompt that asks an LLM for a user's interests, and the reading of its reply. Pure functions."""
+"""Builds the prompt that asks an LLM for a user's interests, and parses the reply. Pure functions."""
 
 import json
 import re
@@ -7,21 +7,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 PROMPT_VERSION = "v1"
-"""Changes with every change of the wording or of how titles are cleaned."""
+"""Must change whenever the wording or the cleaning of titles changes."""
 
 
 MAX_INTERESTS = 4
 
 
 TOLERATED_INTERESTS = 8
-"""A few too many are cut to the strongest; more than this is a model that did not understand."""
+"""A reply with up to this many interests is cut to the first `MAX_INTERESTS`. A reply with more is invalid."""
 
 
 MAX_NAME = 200
-"""Longest name of an interest, in characters: far above 14 words, far below a runaway reply."""
+"""Longest name of an interest, in characters. 14 words are much shorter; a reply that does not end is longer."""
 
 
 MAX_REPLY = 200_000
+"""Only so many characters of a reply are read."""
 
 
 Status = Literal["ok", "invalid", "refused"]
@@ -48,7 +49,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["interests"],
     "additionalProperties": False,
 }
-"""JSON schema of a reply, within what OpenAI's strict mode and llama.cpp's grammars both accept."""
+"""JSON schema of a reply. Both OpenAI's strict mode and llama.cpp's grammars accept it."""
 
 
 _SYSTEM = """\
@@ -67,7 +68,7 @@ Reply with JSON only, in this form: {"interests": [{"name": "...", "items": [1, 
 
 
 class Prompt(NamedTuple):
-    """What is sent to the LLM."""
+    """The messages that are sent to the LLM."""
 
     system: str
     user: str
@@ -82,16 +83,16 @@ class Interest(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A reply that was understood, or why not."""
+    """The interests in a reply, or why there are none."""
 
     status: Status
     interests: tuple[Interest, ...]
     reason: str
-    """One short line; empty if there is nothing to say."""
+    """One short line; may be empty."""
 
 
 def build_prompt(titles: Sequence[str], max_items: int = 20, max_title: int = 120) -> Prompt:
-    """Ask for the interests behind a history.
+    """Build the prompt that asks for the interests in a history.
 
     Args:
         titles: the history's titles, oldest first; the last `max_items` are shown and numbered from 1.
@@ -114,7 +115,7 @@ def build_prompt(titles: Sequence[str], max_items: int = 20, max_title: int = 12
 
 
 def _clean_title(title: str, longest: int) -> str:
-    # Without angle brackets a title cannot close the delimiter, without line breaks it cannot forge a number.
+    # A title without angle brackets cannot close <items>. A title without line breaks cannot fake a numbered line.
     plain = strip_control(title).replace("<", "‹").replace(">", "›")
     return (plain if len(plain) <= longest else plain[: longest - 1].rstrip() + "…") or "(no title)"
 
@@ -126,25 +127,25 @@ def strip_control(text: str) -> str:
 
 
 def _is_control(character: str) -> bool:
-    # Unassigned characters (Cn) stay: which they are depends on the Python version, and the prompt must not.
+    # Keep unassigned characters (Cn). They differ between Python versions, and the prompt must not.
     return unicodedata.category(character) in ("Cc", "Cf", "Cs") and not character.isspace()
 
 
 def parse_reply(text: str, n_items: int) -> Parsed:
     """Read a reply to a prompt that showed `n_items` items; never raises.
 
-    The JSON may stand alone, in a code fence or in the midst of text. Item numbers outside `1..n_items` and
-    repeated ones are dropped, and so are interests that are left without any; of five to eight interests the
-    first four count.
+    The JSON may stand alone, in a code fence or inside other text. Item numbers that are repeated or outside
+    `1..n_items` are dropped. Interests without any item left are dropped. Of five to eight interests, the first four
+    are kept.
 
     >>> parse_reply('Sure: {"interests": [{"name": "vegan soap", "items": [2, 9, 2]}]}', n_items=3).interests
     (Interest(name='vegan soap', items=(2,)),)
     """
-    # Reasoning models think aloud, with drafts of the JSON; some servers keep the opening tag, or the reply ends early.
+    # Reasoning models write drafts of the JSON before `</think>`. A reply that still starts with `<think>` is cut off.
     text = text[:MAX_REPLY].rpartition("</think>")[2].strip()
     if text.startswith("<think>"):
         return _invalid("cut off while thinking")
-    entries = next((found for value in _find_json(text) if (found := _entries(value)) is not None), None)
+    entries = next((listed for value in _find_json(text) if (listed := _entries(value)) is not None), None)
     if entries is None:
         if not text:
             return _invalid("empty reply")
@@ -161,7 +162,7 @@ def check_interests(entries: Sequence[Any], n_items: int) -> Parsed:
         return _invalid("no interests")
     if len(entries) > TOLERATED_INTERESTS:
         return _invalid(f"{len(entries)} interests, {MAX_INTERESTS} at most")
-    found: dict[str, Interest] = {}
+    by_name: dict[str, Interest] = {}
     notes: list[str] = []
     for entry in entries:
         name, items = (entry.get("name"), entry.get("items")) if isinstance(entry, dict) else (None, None)
@@ -174,23 +175,23 @@ def check_interests(entries: Sequence[Any], n_items: int) -> Parsed:
         kept = tuple(dict.fromkeys(number for number in numbers if number is not None and 1 <= number <= n_items))
         if not kept:
             notes.append("interest without a valid item dropped")
-        elif name.casefold() in found:
-            before = found[name.casefold()]
-            found[name.casefold()] = before._replace(items=tuple(dict.fromkeys(before.items + kept)))
+        elif name.casefold() in by_name:
+            earlier = by_name[name.casefold()]
+            by_name[name.casefold()] = earlier._replace(items=tuple(dict.fromkeys(earlier.items + kept)))
             notes.append("repeated interest merged")
         else:
-            found[name.casefold()] = Interest(name, kept)
+            by_name[name.casefold()] = Interest(name, kept)
             if any(number not in kept for number in numbers):
                 notes.append("item numbers out of range dropped")
-    if not found:
+    if not by_name:
         return _invalid(f"no interest names an item of 1 to {n_items}")
-    if len(found) > MAX_INTERESTS:
-        notes.append(f"{len(found)} interests cut to {MAX_INTERESTS}")
-    return Parsed("ok", tuple(found.values())[:MAX_INTERESTS], "; ".join(dict.fromkeys(notes)))
+    if len(by_name) > MAX_INTERESTS:
+        notes.append(f"{len(by_name)} interests cut to {MAX_INTERESTS}")
+    return Parsed("ok", tuple(by_name.values())[:MAX_INTERESTS], "; ".join(dict.fromkeys(notes)))
 
 
 def shorten(text: str, longest: int = 160) -> str:
-    """One line of at most `longest` characters."""
+    """Shorten a text to one line of at most `longest` characters."""
     line = strip_control(text[: 8 * longest])
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
@@ -200,7 +201,7 @@ def _invalid(reason: str) -> Parsed:
 
 
 def _find_json(text: str) -> Iterator[Any]:
-    """All JSON objects and arrays in a text that are not inside another one, in order."""
+    """All outermost JSON objects and arrays in a text, in order."""
     decoder, start, tries = json.JSONDecoder(), 0, 0
     while (match := re.compile(r"[{\[]").search(text, start)) is not None and tries < 200:
         tries += 1
@@ -213,10 +214,10 @@ def _find_json(text: str) -> Iterator[Any]:
 
 
 def _entries(value: Any) -> list[Any] | None:
-    """The list of interests in a JSON value; a model without schema often forgets the object around it."""
+    """The list of interests in a JSON value. A model without a schema often omits the object around the list."""
     if isinstance(value, dict):
         value = value.get("interests")
-    elif not (isinstance(value, list) and value and all(isinstance(one, dict) for one in value)):
+    elif not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
         return None
     return value if isinstance(value, list) else None
 

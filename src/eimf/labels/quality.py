@@ -1,4 +1,4 @@
-"""How good a set of labels is, without asking anyone again."""
+"""Measures the quality of a set of labels, without new LLM calls."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ class Quality(NamedTuple):
     words_mean: float
     """Mean number of words of a name."""
     grounding: float
-    """Mean cosine of a name's vector with those of its items."""
+    """Mean cosine similarity of a name and its items."""
     grounding_random: float
-    """The same with random items of the catalogue."""
+    """The same for random items of the catalogue."""
     grounded: float
-    """Share of interests that are nearer to their own items than to random ones."""
+    """Share of interests that are more similar to their own items than to random ones."""
     shared_names: float
-    """Share of interests whose very name another user has too."""
+    """Share of interests whose exact name another user also has."""
 
 
 def assess(
     labels: Sequence[Label], item_number: dict[str, int], item_vectors: np.ndarray, name_vectors: dict[str, np.ndarray]
 ) -> Quality:
-    """Check labels against the items that they were made from.
+    """Compare labels with the items that they were made from.
 
     Args:
         item_number: item id -> row of `item_vectors`; unknown items are left out.
@@ -44,27 +44,31 @@ def assess(
         name_vectors: name -> f32[D] of length 1.
     """
     rng = np.random.default_rng(0)
-    own, other, used, shown = [], [], 0, 0
+    with_own, with_random, n_used, n_shown = [], [], 0, 0
     for label in labels:
-        shown += len(label.history)
-        used += len({item for one in label.interests for item in one.items})
-        for one in label.interests:
-            rows = [item_number[label.history[n - 1]] for n in one.items if label.history[n - 1] in item_number]
+        n_shown += len(label.history)
+        n_used += len({item for interest in label.interests for item in interest.items})
+        for interest in label.interests:
+            rows = [
+                item_number[label.history[place - 1]]
+                for place in interest.items
+                if label.history[place - 1] in item_number
+            ]
             if rows:
-                random = rng.integers(1, len(item_vectors), 20)
-                own.append(float((item_vectors[rows] @ name_vectors[one.name]).mean()))
-                other.append(float((item_vectors[random] @ name_vectors[one.name]).mean()))
-    names = Counter(one.name.casefold() for label in labels for one in label.interests)
+                random_rows = rng.integers(1, len(item_vectors), 20)
+                with_own.append(float((item_vectors[rows] @ name_vectors[interest.name]).mean()))
+                with_random.append(float((item_vectors[random_rows] @ name_vectors[interest.name]).mean()))
+    names = Counter(interest.name.casefold() for label in labels for interest in label.interests)
     total = names.total()
     return Quality(
         users=len(labels),
         interests=total,
         interests_per_user=dict(sorted(Counter(len(label.interests) for label in labels).items())),
-        item_coverage=used / max(shown, 1),
+        item_coverage=n_used / max(n_shown, 1),
         words_mean=sum(len(name.split()) * count for name, count in names.items()) / max(total, 1),
-        grounding=float(np.mean(own)) if own else 0.0,
-        grounding_random=float(np.mean(other)) if other else 0.0,
-        grounded=float(np.mean(np.array(own) > np.array(other))) if own else 0.0,
+        grounding=float(np.mean(with_own)) if with_own else 0.0,
+        grounding_random=float(np.mean(with_random)) if with_random else 0.0,
+        grounded=float(np.mean(np.array(with_own) > np.array(with_random))) if with_own else 0.0,
         shared_names=sum(count for count in names.values() if count > 1) / max(total, 1),
     )
 
@@ -75,7 +79,7 @@ def assess_items(labels: Sequence[Label], items: polars.DataFrame, encoder: str,
     Raises:
         ConfigError: the encoder cannot be loaded.
     """
-    names = sorted({one.name for label in labels for one in label.interests})
+    names = sorted({interest.name for label in labels for interest in label.interests})
     vectors = encode_texts(names, encoder, root).vectors
     number = dict(zip(items["item_id"], items["item_idx"], strict=True))
     return assess(labels, number, encode_items(items, encoder, root).vectors, dict(zip(names, vectors, strict=True)))

@@ -28,7 +28,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[Label]:
     """Labels of a cache or of JSON lines, oldest first. A user may have several, see `newest_labels`.
 
     Raises:
-        LabelError: missing, unreadable, or without a single label.
+        LabelError: the file is missing, cannot be read, or has no label.
     """
     path = Path(path)
     if is_cache(path):
@@ -68,7 +68,7 @@ def is_cache(path: Path) -> bool:
 
 
 def label_source(config: Config) -> Path:
-    """The file that training reads labels from: the label cache, or shipped labels while the cache has none."""
+    """The file that training reads labels from: the label cache, or shipped labels if the cache has none."""
     shipped = find_experiment(f"labels/{config.dataset.name}.jsonl")
     use_shipped = shipped and not config.eimf.labels and not has_label(config.label_cache)
     return shipped if shipped and use_shipped else config.label_cache

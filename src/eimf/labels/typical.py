@@ -1,4 +1,4 @@
-"""Typical users: the ones whose interests are worth an LLM call. Made from training slices only."""
+"""Chooses typical users, whose interests the LLM is asked for. Reads training slices only."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -42,11 +42,13 @@ def user_vectors(sequences: Sequences, spans: Spans, item_vectors: np.ndarray) -
 
 
 def interest_vectors(backbone: Backbone, sequences: Sequences, spans: Spans, max_len: int) -> np.ndarray:
-    """Mean of each user's interest vectors, each of length 1, from his training slice; scaled to length 1: f32[U, D].
+    """Mean of each user's interest vectors, from the user's training slice; scaled to length 1: f32[U, D].
+
+    Each interest vector is scaled to length 1 before the mean.
 
     Args:
         backbone: trained on these slices and no others.
-        max_len: most recent items that it sees.
+        max_len: number of most recent items that the backbone sees.
     """
     items = torch.tensor(sequences.items, dtype=torch.long)
     start, end = torch.from_numpy(spans.start), torch.from_numpy(spans.end)
@@ -60,7 +62,7 @@ def interest_vectors(backbone: Backbone, sequences: Sequences, spans: Spans, max
 
 
 def side_by_side(*parts: np.ndarray) -> np.ndarray:
-    """Vectors of length 1 of the same users, concatenated with equal weight, of length 1 again."""
+    """Concatenate vectors of the same users with equal weight. All inputs and the result have length 1."""
     return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5)
 
 
@@ -74,7 +76,7 @@ def choose_typical(
     method: Literal["cluster", "random", "longest"] = "cluster",
     seed: int = 0,
 ) -> Typical:
-    """Choose `budget` users: nearest to the centres of spherical k-means clusters, in proportion to cluster size.
+    """Choose the `budget` users nearest to the centres of spherical k-means clusters, in proportion to cluster size.
 
     Args:
         vectors: f32[U_train, D] of length 1, as `user_vectors` gives them.
@@ -119,14 +121,17 @@ def choose_typical(
 def _nearest_by_quota(
     eligible: np.ndarray, cluster: np.ndarray, distance: np.ndarray, sizes: np.ndarray, budget: int
 ) -> np.ndarray:
-    """The users nearest to each centre, as many as the cluster's share of all users, rounded to sum to the budget."""
+    """The users nearest to each centre.
+
+    Each cluster gets users in proportion to its size; together they are as many as the budget.
+    """
     order = eligible[np.lexsort((distance[eligible], cluster[eligible]))]
     counts = np.bincount(cluster[order], minlength=len(sizes))
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    place = np.arange(len(order)) - first[cluster[order]]
-    # D'Hondt's method: the (r + 1)-th seat of a cluster of size s is worth s / (r + 1).
-    worth = sizes[cluster[order]] / (place + 1)
-    return order[np.sort(np.argsort(-worth, kind="stable")[:budget])]
+    rank = np.arange(len(order)) - first[cluster[order]]
+    # D'Hondt's method: the (r + 1)-th seat of a cluster of size s has the quotient s / (r + 1).
+    quotient = sizes[cluster[order]] / (rank + 1)
+    return order[np.sort(np.argsort(-quotient, kind="stable")[:budget])]
 
 
 def coverage(vectors: np.ndarray, chosen: np.ndarray) -> float:
@@ -138,26 +143,26 @@ def coverage(vectors: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def coverage_by_budget(vectors: np.ndarray, spans: Spans, budgets: Sequence[int], **options: Any) -> list[Typical]:
-    """What typical users of different budgets would cover, to choose a budget by.
+    """Choose typical users for several budgets, to compare their coverage.
 
     Args:
-        options: of `choose_typical`; with more clusters than a budget, one user of each of as many clusters.
+        options: arguments of `choose_typical`. There are never more clusters than the budget has users.
     """
     return [choose_typical(vectors, spans, budget=budget, **options) for budget in budgets]
 
 
 def ask_about(prepared: Prepared, spans: Spans, users: Sequence[int], max_items: int) -> list[LabelRequest]:
-    """Questions about users, from the most recent items of their training slices only.
+    """Make the requests to label users, from the most recent items of their training slices only.
 
     Args:
         users: user indices, each with a training slice.
-        max_items: items that are shown.
+        max_items: most items that a prompt shows.
     """
-    place = {int(user): row for row, user in enumerate(spans.user_idx)}
+    row_of = {int(user): row for row, user in enumerate(spans.user_idx)}
     ids, titles = prepared.items["item_id"], prepared.items["title"]
     requests = []
     for user in users:
-        start, end = int(spans.start[place[user]]), int(spans.end[place[user]])
+        start, end = int(spans.start[row_of[user]]), int(spans.end[row_of[user]])
         shown = polars.Series((prepared.sequences.items[max(start, end - max_items) : end] - 1).astype(np.int64))
         prompt = build_prompt(titles[shown].to_list(), max_items)
         requests.append(LabelRequest(prepared.user_ids[user], tuple(ids[shown].to_list()), prompt))

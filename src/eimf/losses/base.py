@@ -1,4 +1,4 @@
-"""What every training loss is: interests and targets in, named terms out.
+"""The base of training losses: interests and targets in, named terms out.
 
 Shapes: B samples, K interests, L positions, D dimensions, I items, N negatives. Every loss is the mean over the
 batch, in nats.
@@ -22,7 +22,7 @@ class Loss(nn.Module):
 
     Args:
         config: the options, an object of the class's `Config`.
-        options: the same as plain arguments, such as `temperature=0.07`.
+        options: the options as plain arguments, such as `temperature=0.07`.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -37,7 +37,7 @@ class Loss(nn.Module):
         self.config = take_options(type(self).Config, config, options)
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
-        """Take the number of training interactions of each item, before training. Most losses ignore it."""
+        """Receive the number of training interactions of each item, before training. Most losses ignore it."""
 
     def forward(
         self,
@@ -46,10 +46,10 @@ class Loss(nn.Module):
         history: Int[Tensor, "B L"] | None,
         target: Int[Tensor, " B"],
     ) -> dict[str, Float[Tensor, ""]]:
-        """Named loss terms, already weighted: their sum is what to minimise.
+        """Named loss terms, already weighted. Training minimises their sum.
 
         Args:
-            history: the items that `interests.routing` refers to; None where there is no routing.
+            history: the items that `interests.routing` refers to; None without routing.
         """
         terms = {self.config.name: self.predict(backbone, interests.vectors, target)}
         if self.config.routing_weight > 0 and interests.routing is not None and history is not None:
@@ -61,12 +61,12 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def read_out(self, vectors: Float[Tensor, "B K D"], truth: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """One vector per sample, in view of its target and divided by the temperature."""
+        """One vector per sample: its interests combined by label-aware attention, divided by the temperature."""
         return read_out(vectors, truth, self.config.readout_power) / self.config.temperature
 
 
 class SampledLoss(Loss):
-    """Base of losses against sampled negatives, which all samples of a batch share."""
+    """Base of losses with sampled negatives. All samples of a batch share the negatives."""
 
     def __init__(self, config: LossConfig | None = None, **options: Any) -> None:
         super().__init__(config, **options)
@@ -80,6 +80,6 @@ class SampledLoss(Loss):
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, "N D"], Int[Tensor, " N"]]:
         """Read-out vectors, target vectors, vectors of sampled items, and the sampled items."""
         negatives = self.sampler.sample(self.config.n_negatives, backbone.n_items, target.device)
-        both = backbone.item_vectors(torch.cat([target, negatives]))  # one look-up has one gradient to gather
+        both = backbone.item_vectors(torch.cat([target, negatives]))  # one look-up, so that there is one gradient
         truth, negative = both.split([len(target), len(negatives)])
         return self.read_out(vectors, truth), truth, negative, negatives

@@ -9,7 +9,7 @@ from eimf.losses.kernels import full_softmax
 
 
 class FullSoftmax(Loss):
-    """Cross-entropy of the target among all items; exact, and in bounded memory."""
+    """Cross-entropy of the target among all items: exact, with bounded memory."""
 
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         items = backbone.item_vectors()

@@ -13,12 +13,12 @@ from torch import Tensor
 def read_out(
     interests: Float[Tensor, "B K D"], target: Float[Tensor, "B D"], power: float = float("inf")
 ) -> Float[Tensor, "B D"]:
-    """Label-aware attention: combine a user's interests in view of the target (MIND eq. 8, ComiRec eq. 8).
+    """Label-aware attention: combine a user's interests, weighted by the target (MIND eq. 8, ComiRec eq. 8).
 
     Args:
-        power: p in softmax(score^p). 0 is the mean, inf the best-matching interest alone.
+        power: p in softmax(score^p). 0 gives the mean, inf the interest with the highest score.
 
-    Deviation: score^p keeps the sign of the score, where the papers' formula is undefined or even for negative
+    Deviation: score^p keeps the sign of the score. The papers' formula is undefined, or loses the sign, for negative
     scores.
     """
     if interests.shape[1] == 1:
@@ -43,9 +43,9 @@ def sampled_softmax(
     Args:
         positive: scores of the targets.
         negative: scores of the sampled items.
-        hits: sampled items that are the row's own target ("accidental hits"); they are left out.
+        hits: true where a sampled item is the row's own target (an "accidental hit"); these are left out.
         log_q_positive: log sampling probability of the targets; None skips the correction.
-        log_q_negative: the same of the sampled items.
+        log_q_negative: the same for the sampled items.
     """
     if log_q_positive is not None and log_q_negative is not None:
         positive, negative = positive - log_q_positive, negative - log_q_negative
@@ -62,9 +62,9 @@ def interest_hard_negatives(
 ) -> Float[Tensor, ""]:
     """REMI's softmax against negatives re-weighted towards the interest (arXiv 2302.14532, eqs. 9 to 11).
 
-    Negatives should come from pi(j) ~ exp(beta s_j). Those at hand come from q, so each has the importance
-    exp(beta s_j) / q_j, and the denominator is exp(s+) + N E_pi[exp(s)]. All of it in log space: the published
-    code exponentiates first and overflows. beta = 0 is `sampled_softmax` with uniform q.
+    Negatives should come from pi(j) ~ exp(beta s_j), but are sampled from q. So each has the importance
+    exp(beta s_j) / q_j, and the denominator is exp(s+) + N E_pi[exp(s)]. This is computed in log space, since the
+    published code exponentiates first and overflows. beta = 0 is `sampled_softmax` with uniform q.
     """
     importance = beta * negative
     if log_q_negative is not None:
@@ -96,13 +96,13 @@ def gbce(
 
 
 def routing_regularisation(routing: Float[Tensor, "B K L"], item: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
-    """REMI's penalty on interests that look at a single item: || diag(C) ||^2 (arXiv 2302.14532, eq. 13).
+    """REMI's penalty on interests that attend to a single item: || diag(C) ||^2 (arXiv 2302.14532, eq. 13).
 
     C is the K by K covariance of the routing weights over the positions.
 
-    Deviations: padding is left out of mean and covariance; averaged over the batch, so that its weight does not
-    depend on the batch size; not divided by the embedding size. The published weight of 100 (batches of 128 summed,
-    divided by D = 64 before the square) is 100 * 128 / 64^2 = 3.1 here.
+    Deviations: padding is left out of mean and covariance. The penalty is averaged over the batch, so that its weight
+    does not depend on the batch size. It is not divided by the embedding size. The published weight of 100 (summed over
+    batches of 128, divided by D = 64 before the square) is 100 * 128 / 64^2 = 3.1 here.
     """
     mask = item[:, None].to(routing.dtype)
     mean = (routing * mask).sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -22,7 +22,7 @@ class InterestHardNegativesConfig(SampledSoftmaxConfig):
 
 
 class InterestHardNegatives(SampledLoss):
-    """Sampled softmax whose negatives are re-weighted towards the interest."""
+    """Sampled softmax whose negatives have larger weights if they are more similar to the interest."""
 
     Config = InterestHardNegativesConfig
     config: InterestHardNegativesConfig

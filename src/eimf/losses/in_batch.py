@@ -23,8 +23,10 @@ class InBatchSoftmaxConfig(LossConfig):
 
 
 class InBatchSoftmax(Loss):
-    """Cross-entropy of the target among the targets of the batch. These come by their training frequency, so the log-Q
-    correction needs the item counts (`observe`)."""
+    """Cross-entropy of the target among the targets of the batch.
+
+    Targets occur by their training frequency, so the log-Q correction needs the item counts (`observe`).
+    """
 
     Config = InBatchSoftmaxConfig
     config: InBatchSoftmaxConfig

@@ -1,4 +1,4 @@
-"""Fused losses: scores, loss and gradients in one pass, a few rows of scores at a time.
+"""Fused losses: compute scores, loss and gradients in one pass, for a few rows of scores at a time.
 
 Shapes: B samples, R rows of a chunk, D dimensions, I items, N negatives.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 CHUNK_BYTES = 4 * 2**20
 """Memory limit of one chunk of scores (never less than `LEAST_ROWS` rows). Fastest when a chunk fits the CPU cache."""
 LEAST_ROWS = 64
-"""Fewest rows of scores at a time: matrix products of fewer rows are several times slower, which costs more than a full
-cache saves."""
+"""Fewest rows of scores at a time. Matrix products of fewer rows are several times slower, which costs more than a
+cache-sized chunk saves."""
 
 
 def _product_type(user: Float[Tensor, "B D"]) -> torch.dtype:
-    """The type of matrix products: autocast's, where it is on."""
+    """The type of matrix products: that of autocast, if it is on."""
     kind = user.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else user.dtype
 
@@ -25,8 +25,8 @@ def _product_type(user: Float[Tensor, "B D"]) -> torch.dtype:
 class _FullSoftmax(torch.autograd.Function):
     """Cross-entropy over all items that never holds more than `rows` rows of scores.
 
-    The gradients are made in the forward pass, while a chunk's probabilities are at hand, so that nothing has to
-    be computed twice and the backward pass only scales them.
+    The forward pass also computes the gradients, from the probabilities of each chunk. So nothing is computed twice,
+    and the backward pass only scales the gradients.
     """
 
     @staticmethod
@@ -49,10 +49,10 @@ class _FullSoftmax(torch.autograd.Function):
             for start in range(0, count, rows):
                 chunk = low_user[start : start + rows]
                 scores = torch.mm(chunk, low_items.T, out=buffer[: len(chunk)])
-                scores[:, 0] = -torch.inf  # padding is no candidate
+                scores[:, 0] = -torch.inf  # padding is not a candidate
                 chosen = scores.gather(1, target[start : start + rows, None]).float()
                 top = scores.amax(dim=1, keepdim=True)
-                mass = scores.sub_(top).exp_()  # in place: not yet divided by their sum
+                mass = scores.sub_(top).exp_()  # in place; not normalised
                 total = mass.sum(dim=1, keepdim=True, dtype=torch.float32)
                 loss += (total.log() + top - chosen).sum()
                 if grad_user is None or grad_items is None:
@@ -82,7 +82,7 @@ def full_softmax(
     target: Int[Tensor, " B"],
     max_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the target among all items; row 0 of `items` (padding) is no candidate.
+    """Cross-entropy of the target among all items; row 0 of `items` (padding) is not a candidate.
 
     Args:
         max_bytes: memory limit of one chunk of scores, but at least `LEAST_ROWS` rows of them; None is `CHUNK_BYTES`.
@@ -91,7 +91,7 @@ def full_softmax(
 
 
 def _rows_at_once(max_bytes: int, width: int) -> int:
-    """How many rows of `width` float32 scores are made at a time."""
+    """Number of rows of `width` float32 scores in a chunk."""
     return max(LEAST_ROWS, max_bytes // (4 * width))
 
 
@@ -120,7 +120,7 @@ def fused_loss(
 class _Sampled(torch.autograd.Function):
     """`sampled_softmax` (`beta` None) or `interest_hard_negatives`, from vectors, `rows` rows of scores at a time.
 
-    As in `_FullSoftmax` the gradients are made in the forward pass, while the scores are in the cache.
+    As in `_FullSoftmax`, the forward pass computes the gradients, while the scores are in the cache.
     """
 
     @staticmethod
@@ -155,25 +155,26 @@ class _Sampled(torch.autograd.Function):
                 if beta is None:
                     total, weight, grad_positive[part] = _softmax_gradient(positive[part], scores, hits, weight_q)
                 else:
-                    one, kept = positive[part], left[part]
-                    total, weight, grad_positive[part] = _ihn_gradient(one, scores, hits, kept, weight_q, beta)
+                    total, weight, grad_positive[part] = _ihn_gradient(
+                        positive[part], scores, hits, left[part], weight_q, beta
+                    )
                 loss += total
                 low_weight = weight.to(dtype)
                 grad_user[part] = (low_weight @ low_negative).float()
                 grad_negative += low_weight.T @ low_user[part]
             grad_user += grad_positive[:, None] * truth
             grad_truth = grad_positive[:, None] * user
-        grads = (one.mul_(scale) for one in (grad_user, grad_truth.float(), grad_negative))
+        grads = (grad.mul_(scale) for grad in (grad_user, grad_truth.float(), grad_negative))
         ctx.save_for_backward(*grads)
         return loss * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *(grads[0] * one for one in ctx.saved_tensors), None, None, None, None, None
+        return *(grads[0] * grad for grad in ctx.saved_tensors), None, None, None, None, None
 
 
 def _count_in(items: Int[Tensor, " N"], wanted: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """How often each wanted item is among the items; much cheaper than adding up a [B, N] mask."""
+    """How often each wanted item is among the items. Much cheaper than the sum of a [B, N] mask."""
     ordered = items.sort().values
     return torch.searchsorted(ordered, wanted.contiguous(), right=True) - torch.searchsorted(
         ordered, wanted.contiguous()
@@ -183,10 +184,10 @@ def _count_in(items: Int[Tensor, " N"], wanted: Int[Tensor, " B"]) -> Int[Tensor
 def _softmax_gradient(
     positive: Float[Tensor, " R"], scores: Float[Tensor, "R N"], hits: Bool[Tensor, "R N"], log_q: Tensor | None
 ) -> tuple[Tensor, Float[Tensor, "R N"], Float[Tensor, " R"]]:
-    """Sum of `sampled_softmax` over rows, and its derivatives by the scores (in their place) and by the positive ones.
+    """Sum of `sampled_softmax` over rows, and its derivatives by the scores (in place) and by the positive scores.
 
     Args:
-        positive: corrected already.
+        positive: positive scores, already corrected.
     """
     if log_q is not None:
         scores.sub_(log_q)
@@ -207,10 +208,10 @@ def _ihn_gradient(
     log_q: Tensor | None,
     beta: float,
 ) -> tuple[Tensor, Float[Tensor, "R N"], Float[Tensor, " R"]]:
-    """The same of `interest_hard_negatives`.
+    """The same as `_softmax_gradient`, for `interest_hard_negatives`.
 
     Args:
-        left: number of negatives that are no hits.
+        left: number of negatives that are not hits.
     """
     lowest = torch.finfo(scores.dtype).min
     importance = beta * scores
@@ -220,7 +221,7 @@ def _ihn_gradient(
     joint = scores.add_(importance)
 
     def weigh(logits: Tensor) -> tuple[Tensor, Tensor]:  # log of the mass, and the softmax
-        top = logits.amax(dim=1, keepdim=True).clamp(min=lowest)  # a row of hits alone has no negative
+        top = logits.amax(dim=1, keepdim=True).clamp(min=lowest)  # if all are hits, there is no negative
         mass = logits.sub_(top).exp_()
         total = mass.sum(dim=1, keepdim=True)
         return (total.log() + top)[:, 0], mass.div_(total.clamp(min=1e-30))

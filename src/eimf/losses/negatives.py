@@ -14,8 +14,8 @@ class NegativeSampler(nn.Module):
     """Samples items with replacement; the padding item 0 is never sampled.
 
     Args:
-        kind: `uniform`; `log_uniform`, P(i) = log((i + 1) / i) / log(I + 1), which is near the frequency if ids are
-            ranked by it; `frequency`, the training frequency with one added to every item, which needs `observe`.
+        kind: `uniform`; `log_uniform`, P(i) = log((i + 1) / i) / log(I + 1), similar to the training frequency if ids
+            are sorted by it; `frequency`, the training frequency plus one for every item, which needs `observe`.
     """
 
     log_q: Float[Tensor, " I_plus_1"] | None
@@ -28,7 +28,7 @@ class NegativeSampler(nn.Module):
         self.register_buffer("cumulative", None, persistent=False)
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
-        """Take the number of training interactions of each item (entry 0 is unused)."""
+        """Receive the number of training interactions of each item (entry 0 is unused)."""
         if self.kind == "frequency":
             q = item_counts[1:].double() + 1
             self._set(q / q.sum())
@@ -39,10 +39,10 @@ class NegativeSampler(nn.Module):
         self.cumulative = q.cumsum(0)
 
     def log_probabilities(self, n_items: int, device: torch.device) -> Float[Tensor, " I_plus_1"] | None:
-        """Log sampling probability of every item; None for uniform sampling, where it cancels.
+        """Log sampling probability of every item; None for uniform sampling, where the correction cancels.
 
         Raises:
-            ConfigError: frequencies are not known.
+            ConfigError: the frequencies of items are unknown.
         """
         if self.kind == "uniform":
             return None

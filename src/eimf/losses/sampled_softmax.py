@@ -27,7 +27,7 @@ class SampledSoftmaxConfig(LossConfig):
 
 
 class SampledSoftmax(SampledLoss):
-    """Cross-entropy of the target among itself and sampled items; accidental hits are left out."""
+    """Cross-entropy of the target among the target and sampled items. Accidental hits are left out."""
 
     Config = SampledSoftmaxConfig
     config: SampledSoftmaxConfig

@@ -1,4 +1,4 @@
-"""Compares the variants of a suite: means over seeds, lifts, paired tests; as terminal table, CSV, Markdown, LaTeX."""
+"""Compares the variants of a suite: means over seeds, lifts, and paired tests."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Cell:
     """One variant's results in one metric."""
 
     mean: float
-    """Over seeds of the mean over users."""
+    """Mean over seeds of the mean over users."""
     deviation: float
     """Standard deviation over seeds (n - 1); NaN with one seed."""
     seeds: int
@@ -44,18 +44,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished table."""
+    """The results of all variants in all metrics."""
 
     name: str
     question: str
     baseline: str
     part: str
-    """`test`, or `val` where a run left the test users alone."""
+    """`test`, or `val` if a run has no results of test users."""
     metrics: tuple[str, ...]
     cells: dict[str, dict[str, Cell]]
     """Variant -> metric -> result."""
     costs: dict[str, dict[str, float]]
-    """Variant -> mean of what its runs took."""
+    """Variant -> name of a cost -> mean over its runs."""
     runs: dict[str, dict[int, str]]
     """Variant -> seed -> run folder."""
 
@@ -89,14 +89,16 @@ def compare(
     """Compare finished runs.
 
     Args:
-        runs: variant -> seed -> run folder; the tests use the seeds that a variant shares with the baseline.
+        runs: variant -> seed -> run folder. The tests use the seeds that both a variant and the baseline have.
 
     Raises:
-        ArtifactError: a run is not finished, or was evaluated on other users than the rest.
+        ArtifactError: a run is not finished, or the runs were not evaluated on the same users.
     """
-    said = {variant: {seed: read_results(path) for seed, path in found.items()} for variant, found in runs.items()}
-    _check_filters(runs, said)
-    part = "test" if all("test" in one for found in said.values() for one in found.values()) else "val"
+    results = {
+        variant: {seed: read_results(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()
+    }
+    _check_filters(runs, results)
+    part = "test" if all("test" in result for by_seed in results.values() for result in by_seed.values()) else "val"
     users = _read_all(runs, baseline, part)
     tests: dict[tuple[str, str], tuple[Difference, float]] = {}
     for metric in metrics:
@@ -106,10 +108,10 @@ def compare(
     p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
     corrected = dict(zip(tests, zip(p, p_seeds, strict=True), strict=True))
     cells: dict[str, dict[str, Cell]] = {}
-    for variant, found in users.items():
+    for variant, by_seed in users.items():
         cells[variant] = {}
         for metric in metrics:
-            means = np.array([values[metric].mean() for values in found.values()], dtype=float)
+            means = np.array([values[metric].mean() for values in by_seed.values()], dtype=float)
             spread = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
             lift = [float("nan")] * 5
             if (variant, metric) in tests:
@@ -117,16 +119,18 @@ def compare(
                 base = base or float("nan")
                 lift = [test.mean / base, test.low / base, test.high / base, *map(float, corrected[variant, metric])]
             cells[variant][metric] = Cell(float(means.mean()), spread, len(means), *lift)
-    costs = {variant: _mean_costs(list(found.values())) for variant, found in said.items()}
-    folders = {variant: {seed: str(path) for seed, path in found.items()} for variant, found in runs.items()}
+    costs = {variant: _mean_costs(list(by_seed.values())) for variant, by_seed in results.items()}
+    folders = {variant: {seed: str(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()}
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
 
 
-def _check_filters(runs: Mapping[str, Mapping[int, Path]], said: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:
-    """Refuse to compare lists that leave out seen items with lists that do not; earlier runs never left them out."""
+def _check_filters(
+    runs: Mapping[str, Mapping[int, Path]], results_of: Mapping[str, Mapping[int, dict[str, Any]]]
+) -> None:
+    """Refuse to compare filtered lists with unfiltered ones. The lists of earlier versions are unfiltered."""
     kinds: dict[bool, Path] = {}
-    for variant, found in said.items():
-        for seed, results in found.items():
+    for variant, by_seed in results_of.items():
+        for seed, results in by_seed.items():
             kinds.setdefault(bool(results.get("filter_seen", False)), runs[variant][seed])
     if len(kinds) > 1:
         raise ArtifactError(
@@ -136,14 +140,16 @@ def _check_filters(runs: Mapping[str, Mapping[int, Path]], said: Mapping[str, Ma
 
 
 Users = dict[str, dict[int, dict[str, polars.Series]]]
-"""Variant -> seed -> what `read_users` gives."""
+"""Variant -> seed -> result of `read_users`."""
 
 
 def _read_all(runs: Mapping[str, Mapping[int, Path]], baseline: str, part: str) -> Users:
-    users = {variant: {seed: read_users(path, part) for seed, path in found.items()} for variant, found in runs.items()}
+    users = {
+        variant: {seed: read_users(path, part) for seed, path in by_seed.items()} for variant, by_seed in runs.items()
+    }
     first = next(iter(users[baseline].values()))["user_idx"]
-    for variant, found in users.items():
-        for seed, values in found.items():
+    for variant, by_seed in users.items():
+        for seed, values in by_seed.items():
             if not values["user_idx"].equals(first):
                 raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
     return users
@@ -152,19 +158,20 @@ def _read_all(runs: Mapping[str, Mapping[int, Path]], baseline: str, part: str) 
 def _pairs(
     users: Users, baseline: str, metric: str
 ) -> Iterator[tuple[str, Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]]]:
-    """Each other variant with its values and the baseline's, over the seeds that both have."""
-    for variant, found in users.items():
-        shared = [seed for seed in found if seed in users[baseline]]
+    """For each other variant: its values and those of the baseline, for the seeds that both have."""
+    for variant, by_seed in users.items():
+        shared = [seed for seed in by_seed if seed in users[baseline]]
         if variant != baseline and shared:
             ours, base = (
-                np.stack([one[seed][metric].to_numpy() for seed in shared]) for one in (found, users[baseline])
+                np.stack([of_variant[seed][metric].to_numpy() for seed in shared])
+                for of_variant in (by_seed, users[baseline])
             )
             yield variant, ours, base
 
 
 @dataclass(frozen=True)
 class GroupLift:
-    """A variant against the baseline among some of the users, in one metric."""
+    """Lift of a variant over the baseline in one group of users, in one metric."""
 
     variant: str
     group: str
@@ -186,7 +193,7 @@ def compare_groups(
     part: str = "test",
     resamples: int = 10_000,
 ) -> list[GroupLift]:
-    """Lifts among groups of users. They are for looking, not for claims: nothing is corrected for their number.
+    """Lifts in groups of users. They are exploratory: nothing is corrected for the number of groups.
 
     Args:
         groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`.
@@ -212,4 +219,6 @@ def compare_groups(
 
 def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:
     names = results[0].get("costs", {})
-    return {name: float(np.mean([one["costs"][name] for one in results if name in one["costs"]])) for name in names}
+    return {
+        name: float(np.mean([result["costs"][name] for result in results if name in result["costs"]])) for name in names
+    }

@@ -1,7 +1,7 @@
-"""A sweep on this machine, without W&B: trials in processes of their own, kept so that nothing is run twice.
+"""A sweep on this machine, without W&B. Each trial has its own process, and no trial is run twice.
 
-Each trial has a small JSON file, written when it starts and when it ends; whatever is killed, the same command goes on
-from these files and from the runs' checkpoints.
+Each trial has a small JSON file, written when it starts and when it ends. If anything is killed, the same command
+continues from these files and from the checkpoints of the runs.
 """
 
 import contextlib
@@ -34,27 +34,28 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 POLL_S, PATIENCE_S = 0.3, 20.0
+"""Seconds between checks of the trials, and for a trial to end before it is killed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as its file has it."""
+    """One trial, as in its file."""
 
     number: int
     point: list[float]
-    """The parameters as shares of their distributions, for the search."""
+    """The parameters as shares of their distributions, from 0 to 1."""
     values: list[Any]
-    """The parameters as the run gets them."""
+    """The values of the parameters in the run."""
     state: str = RUNNING
     """`running` (or killed), `finished`, `stopped` by hyperband, or `failed`."""
     objective: float | None = None
     """The best value of the metric over the epochs."""
     epochs: int = 0
     minutes: float = 0.0
-    """Of training, over interruptions."""
+    """Total time of training, also of a trial that was interrupted."""
     folder: str = ""
     reason: str = ""
-    """What a failed run said last."""
+    """Last line of a failed run's output."""
     pid: int = 0
 
 
@@ -70,7 +71,7 @@ class LocalSweep:
     """Runs a sweep in a folder below the run folders.
 
     Args:
-        seed: of the search; with one worker, or without `bayes`, the trials are the same every time.
+        seed: seed of the search. With one worker, or without `bayes`, the trials are reproducible.
 
     Raises:
         ConfigError: the folder holds trials of another sweep.
@@ -81,34 +82,36 @@ class LocalSweep:
         self.folder = Path(sweep.config.logger.root) / f"sweep-{sweep.name}"
         make_folder(self.folder)
         given = {key: value for key, value in sweep.raw.items() if key in ("method", "metric", "parameters")}
-        about = sha256_json({"sweep": given, "arguments": sweep.arguments, "seed": seed})
+        digest = sha256_json({"sweep": given, "arguments": sweep.arguments, "seed": seed})
         file = self.folder / "sweep.json"
-        if file.is_file() and json.loads(file.read_text())["digest"] != about:
+        if file.is_file() and json.loads(file.read_text())["digest"] != digest:
             raise ConfigError(
                 f"{self.folder}: holds trials of other settings of {sweep.path}; move the folder away, or give this "
                 "sweep file another name."
             )
-        write_json_atomic(file, {"digest": about, "file": str(sweep.path), "seed": seed})
+        write_json_atomic(file, {"digest": digest, "file": str(sweep.path), "seed": seed})
         self.trials = self._read()
 
     def _read(self) -> dict[int, Trial]:
         trials = {}
         for path in sorted(self.folder.glob("trial-*/trial.json")):
-            one = Trial(**json.loads(path.read_text()))
-            trials[one.number] = one
+            trial = Trial(**json.loads(path.read_text()))
+            trials[trial.number] = trial
         return trials
 
     def run(self, workers: int, runs: int | None, retry: bool = False) -> None:
-        """Run what is missing of `runs` trials (default: what the file asks for), several at a time.
+        """Run the missing ones of `runs` trials (default: the number in the file), several at a time.
 
         Raises:
             ArtifactError: another process runs this sweep.
         """
-        goal = min((one for one in (runs, self.sweep.size) if one is not None), default=None)
+        goal = min((limit for limit in (runs, self.sweep.size) if limit is not None), default=None)
         if goal is None:
             raise ConfigError(f"{self.sweep.path}: run_cap: {self.sweep.method} has no end; set it, or give --runs N.")
         with self._locked():
-            left = [n for n, one in self.trials.items() if one.state == RUNNING or (retry and one.state == FAILED)]
+            left = [
+                n for n, trial in self.trials.items() if trial.state == RUNNING or (retry and trial.state == FAILED)
+            ]
             for number in left:
                 _end_orphan(self.trials[number])
             waiting = sorted(n for n in left if n < goal) + [n for n in range(goal) if n not in self.trials]
@@ -118,12 +121,12 @@ class LocalSweep:
                     while waiting and len(active) < workers:
                         active.append(self._start(waiting.pop(0), goal, workers))
                     time.sleep(POLL_S)
-                    active = [one for one in active if not self._look_at(one, active)]
-            finally:  # Ctrl-C, or an error of ours: the runs are left so that they can be continued
-                for one in active:
-                    one.process.send_signal(signal.SIGINT)
-                for one in active:
-                    _wait_or_kill(one.process)
+                    active = [running for running in active if not self._look_at(running, active)]
+            finally:  # Ctrl-C or an error here: end the runs so that they can be continued
+                for running in active:
+                    running.process.send_signal(signal.SIGINT)
+                for running in active:
+                    _wait_or_kill(running.process)
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         return lock(self.folder / ".lock", "another process runs this sweep; wait for it or end it.")
@@ -139,20 +142,20 @@ class LocalSweep:
         if folder is not None and (folder / "checkpoints/last.ckpt").is_file():
             arguments = ["--resume", str(folder)]
         else:
-            # Ours last: these keep the run in its folder, and off the network.
-            ours = [f"logger.root={self.folder}", f"experiment={home.name}", "trainer.progress=false"]
-            quiet = (
+            # These come last: they keep the run in its folder, and without network.
+            fixed = [f"logger.root={self.folder}", f"experiment={home.name}", "trainer.progress=false"]
+            offline = (
                 [] if any(text.startswith("logger.wandb=") for text in sweep.arguments) else ["logger.wandb=disabled"]
             )
-            arguments = [*sweep.arguments, *arguments_of(sweep.parameters, trial.values), *ours, *quiet]
+            arguments = [*sweep.arguments, *arguments_of(sweep.parameters, trial.values), *fixed, *offline]
         with (home / "log.txt").open("a") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "eimf", "train", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C reaches it through us
-                # Runs beside each other share the cores; threads that wait for each other would waste them.
+                start_new_session=True,  # this process passes Ctrl-C on
+                # Concurrent runs share the cores. Threads that wait for each other would waste them.
                 env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
             )
         trial = replace(trial, state=RUNNING, reason="", pid=process.pid)
@@ -165,29 +168,29 @@ class LocalSweep:
         self.trials[trial.number] = trial
         write_json_atomic(self.folder / f"trial-{trial.number:04d}" / "trial.json", asdict(trial))
 
-    def _look_at(self, one: _Active, active: Sequence[_Active]) -> bool:
-        """Take note of what a run has done; true if it is over."""
-        home = self.folder / f"trial-{one.trial.number:04d}"
-        status = one.process.poll()
+    def _look_at(self, running: _Active, active: Sequence[_Active]) -> bool:
+        """Update the state of a trial; true if it has ended."""
+        home = self.folder / f"trial-{running.trial.number:04d}"
+        status = running.process.poll()
         folder = _last_run(home)
-        one.history, seconds = read_curve(folder, self.sweep.metric)
+        running.history, seconds = read_curve(folder, self.sweep.metric)
         if status is None:
-            if one.stopped_at is None and self.sweep.hyperband is not None and self._falls_behind(one, active):
-                one.stopped_at = time.monotonic()
-                one.process.send_signal(signal.SIGINT)  # it ends as by Ctrl-C, its files complete
-            elif one.stopped_at is not None and time.monotonic() - one.stopped_at > PATIENCE_S:
-                one.process.kill()
+            if running.stopped_at is None and self.sweep.hyperband is not None and self._falls_behind(running, active):
+                running.stopped_at = time.monotonic()
+                running.process.send_signal(signal.SIGINT)  # as Ctrl-C: the run completes its files
+            elif running.stopped_at is not None and time.monotonic() - running.stopped_at > PATIENCE_S:
+                running.process.kill()
             return False
-        state = FINISHED if status == 0 else STOPPED if one.stopped_at is not None else FAILED
-        said = (home / "log.txt").read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+        state = FINISHED if status == 0 else STOPPED if running.stopped_at is not None else FAILED
+        lines = (home / "log.txt").read_text(errors="replace").strip().splitlines() or ["nothing was said"]
         trial = replace(
-            one.trial,
+            running.trial,
             state=state,
-            objective=max(one.history, default=None),
-            epochs=len(one.history),
+            objective=max(running.history, default=None),
+            epochs=len(running.history),
             minutes=round(seconds / 60, 3),
             folder=str(folder or home),
-            reason=said[-1][:300] if state == FAILED else "",
+            reason=lines[-1][:300] if state == FAILED else "",
             pid=0,
         )
         self._keep(trial)
@@ -195,7 +198,7 @@ class LocalSweep:
         log.info(f"trial {trial.number} {state}: {value}" + (f"; it said: {trial.reason}" if trial.reason else ""))
         return True
 
-    def _falls_behind(self, one: _Active, active: Sequence[_Active]) -> bool:
+    def _falls_behind(self, candidate: _Active, active: Sequence[_Active]) -> bool:
         assert self.sweep.hyperband is not None
         histories = [other.history for other in active]
         running = {other.trial.number for other in active}
@@ -203,41 +206,50 @@ class LocalSweep:
             if trial.number not in running and trial.folder and trial.state != RUNNING:
                 histories.append(read_curve(Path(trial.folder), self.sweep.metric)[0])
         losses = [[-value for value in history] for history in histories]
-        return self.sweep.hyperband.stops([-value for value in one.history], losses)
+        return self.sweep.hyperband.stops([-value for value in candidate.history], losses)
 
     def ranked(self) -> list[Trial]:
-        """All trials, the best first, those without a value last."""
+        """All trials: the best first, those without a value last."""
         return sorted(
             self.trials.values(),
-            key=lambda one: (
-                one.state == FAILED,
-                -one.objective if one.objective is not None else math.inf,
-                one.number,
+            key=lambda trial: (
+                trial.state == FAILED,
+                -trial.objective if trial.objective is not None else math.inf,
+                trial.number,
             ),
         )
 
     def write_table(self) -> Path:
-        """Write `trials.csv`, the best first."""
+        """Write `trials.csv`, with the best trial first."""
         path = self.folder / "trials.csv"
-        names = [one.name for one in self.sweep.parameters]
+        names = [parameter.name for parameter in self.sweep.parameters]
         header = ["trial", *names, self.sweep.metric, "epochs", "minutes", "state", "folder", "reason"]
         with (self.folder / ".trials.partial").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(header)
-            for one in self.ranked():
-                value = "" if one.objective is None else one.objective
+            for trial in self.ranked():
+                value = "" if trial.objective is None else trial.objective
                 writer.writerow(
-                    [one.number, *one.values, value, one.epochs, one.minutes, one.state, one.folder, one.reason]
+                    [
+                        trial.number,
+                        *trial.values,
+                        value,
+                        trial.epochs,
+                        trial.minutes,
+                        trial.state,
+                        trial.folder,
+                        trial.reason,
+                    ]
                 )
         (self.folder / ".trials.partial").replace(path)
         return path
 
 
 def propose(sweep: Sweep, number: int, trials: Sequence[Trial], seed: int) -> list[float]:
-    """Where a trial goes, as a share of each parameter's distribution; depends on nothing but the arguments.
+    """Choose the point of a trial, as a share of each parameter's distribution. Depends only on the arguments.
 
     Random points depend on seed and number only. `bayes` is Optuna's tree-structured Parzen estimator, given all
-    trials so far; those under way count as bad, so that workers keep apart.
+    trials so far. Running trials count as bad, so that workers choose different points.
     """
     if sweep.method == "grid":
         return []
@@ -247,24 +259,25 @@ def propose(sweep: Sweep, number: int, trials: Sequence[Trial], seed: int) -> li
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed * 100_003 + number))
-    spaces = {one.name: _space(one) for one in sweep.parameters}
-    worst = min((one.objective for one in trials if one.objective is not None), default=0.0)
-    for one in trials:
-        if one.state == FAILED:
+    spaces = {parameter.name: _space(parameter) for parameter in sweep.parameters}
+    worst = min((trial.objective for trial in trials if trial.objective is not None), default=0.0)
+    for trial in trials:
+        if trial.state == FAILED:
             continue
         point = {
             parameter.name: parameter.index(share) if parameter.values else share
-            for parameter, share in zip(sweep.parameters, one.point, strict=True)
+            for parameter, share in zip(sweep.parameters, trial.point, strict=True)
         }
-        value = worst if one.objective is None else one.objective
+        value = worst if trial.objective is None else trial.objective
         study.add_trial(optuna.trial.create_trial(params=point, distributions=spaces, value=value))
-    asked = study.ask(spaces).params
-    return [
-        float(np.cumsum((0.0, *one.shares))[asked[one.name]] + one.shares[asked[one.name]] / 2)
-        if one.values
-        else float(asked[one.name])
-        for one in sweep.parameters
-    ]
+    proposal = study.ask(spaces).params
+    shares = []
+    for parameter in sweep.parameters:
+        share = proposal[parameter.name]
+        if parameter.values:  # the index of a value: take the middle of its share
+            share = np.cumsum((0.0, *parameter.shares))[share] + parameter.shares[share] / 2
+        shares.append(float(share))
+    return shares
 
 
 def _space(parameter: Parameter) -> Any:
@@ -282,7 +295,7 @@ def _values(sweep: Sweep, number: int, point: Sequence[float]) -> list[Any]:
 
 
 def read_curve(folder: Path | None, metric: str) -> tuple[list[float], float]:
-    """A metric's values, epoch by epoch, and the seconds that the epochs took; empty before the first."""
+    """A metric's value at each epoch, and the total seconds of the epochs."""
     rows = read_curves(folder / "metrics.csv") if folder is not None else []
     values = [row[metric] for row in rows if metric in row]
     return [value for value in values if math.isfinite(value)], sum(row["seconds"] for row in rows)
@@ -301,9 +314,9 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_orphan(trial: Trial) -> None:
-    """End a run whose sweep was killed without it: two processes must not write one folder."""
-    with contextlib.suppress(psutil.Error):  # it is gone, or another user's
+    """End a run whose sweep was killed: two processes must not write to one folder."""
+    with contextlib.suppress(psutil.Error):  # the process has ended, or is another user's
         process = psutil.Process(trial.pid) if trial.pid else None
         if process is not None and f"trial-{trial.number:04d}" in " ".join(process.cmdline()):
-            process.kill()  # the number may be another process's by now, hence the look at its command
+            process.kill()  # ids are reused, so its command is checked above
             process.wait(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Whether a difference between two models is real: paired tests over the same users and seeds, as pure functions."""
+"""Tests whether two models differ: paired tests over the same users and seeds, as pure functions."""
 
 from typing import NamedTuple
 
@@ -26,27 +26,27 @@ def compare_paired(
 ) -> Difference:
     """Compare per-user values of two models, trained with the same S seeds and evaluated on the same U users.
 
-    The bootstrap (Efron & Tibshirani 1993, ch. 13 and 16) draws users with replacement and, independently, seeds with
-    replacement, so that both sources of chance count; p is twice the smaller share of resampled differences beyond 0,
-    counting the observed one.
+    The bootstrap (Efron & Tibshirani 1993, ch. 13 and 16) samples users with replacement and, independently, seeds with
+    replacement, so that both sources of chance count. p is twice the smaller share of resampled differences beyond 0;
+    the observed difference counts as one of them.
 
     Raises:
-        ValueError: the two are not of one shape, or empty.
+        ValueError: the shapes differ, or the arrays are empty.
     """
     if variant.shape != baseline.shape or variant.size == 0:
         raise ValueError(f"both need the same seeds and users, have shapes {variant.shape} and {baseline.shape}")
     difference = variant - baseline
     seeds, users = difference.shape
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # [R, S]
+    seed_shares = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # [R, S]
     means = np.empty(resamples)
     chunk = max(1, 2**22 // users)  # 32 MiB at a time
     for start in range(0, resamples, chunk):
         part = slice(start, min(start + chunk, resamples))
-        # Poisson(1) counts, divided by their sum, are the multinomial's at a fraction of its cost for many users.
+        # For many users, Poisson(1) counts divided by their sum approximate the multinomial, and are much faster.
         counts = random.poisson(1.0, (part.stop - part.start, users))
         per_seed = counts @ difference.T / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # [R', S]
-        means[part] = (per_seed * drawn[part]).sum(axis=1)
+        means[part] = (per_seed * seed_shares[part]).sum(axis=1)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(
@@ -61,19 +61,19 @@ def compare_paired(
 def paired_t_test(variant: Float[ndarray, " S"], baseline: Float[ndarray, " S"]) -> float:
     """Two-sided p of a paired t-test; NaN with fewer than two pairs, or where all differences are equal.
 
-    Without variance the test says nothing: two seeds that happen to differ by the same are no proof.
+    The test needs variance: two seeds whose differences happen to be equal prove nothing.
     """
     difference = variant - baseline
     if len(difference) < 2:
         return float("nan")
     scale = max(np.abs(variant).max(), np.abs(baseline).max())
-    if np.ptp(difference) <= 1e-12 * scale:  # equal, but for rounding
+    if np.ptp(difference) <= 1e-12 * scale:  # equal, apart from rounding
         return float("nan")
     return float(stats.ttest_rel(variant, baseline)[1])
 
 
 def holm(p_values: Float[ndarray, " N"]) -> Float[ndarray, " N"]:
-    """p-values corrected for N tests by Holm's step-down method (1979); NaN stays NaN and counts for nothing."""
+    """p-values corrected for N tests by Holm's step-down method (1979); NaN stays NaN and is not counted."""
     corrected = np.full(len(p_values), np.nan)
     known = np.flatnonzero(~np.isnan(p_values))
     order = known[np.argsort(p_values[known], kind="stable")]

@@ -1,7 +1,7 @@
-"""Suites: variants and seeds in one YAML, run one after the other, each run once.
+"""Suites: one YAML names variants and seeds; their runs are made one after the other, each once.
 
-A run that exists already, with equal configuration, data, labels and code, is used again; one that was interrupted
-is continued. So a suite can be stopped at any time, and grow by variants or seeds, at no cost.
+An existing run with equal configuration, data, labels and code is used again. An interrupted run is continued. So a
+suite can be stopped at any time, and variants or seeds can be added without repeating runs.
 """
 
 import logging
@@ -46,11 +46,11 @@ class Suite:
     metrics: tuple[str, ...]
     """Metric keys of the table, such as `recall@20`; empty: recall, NDCG and hit rate at all cut-offs."""
     variants: dict[str, list[Config]]
-    """Configurations of each variant, one a seed."""
+    """Configurations of each variant, one per seed."""
 
     @property
     def folder(self) -> Path:
-        """Where its new runs and its comparison go."""
+        """Folder of its new runs and of its comparison."""
         first = next(iter(self.variants.values()))[0]
         return Path(first.logger.root)
 
@@ -64,18 +64,18 @@ class Found(NamedTuple):
 
     folder: Path
     key: str
-    """See `eimf.provenance.run_key`."""
+    """See `eimf.runs.provenance.run_key`."""
     this_code: bool
-    """Whether the code as it is now made it."""
+    """Whether the current code made it."""
     state: str
-    """`finished`, `interrupted`, or `running` in another process of this machine."""
+    """`finished`, `interrupted`, or `running` (in another process of this machine)."""
     time: float
-    """When it began, in unix seconds."""
+    """Start time in Unix seconds."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a suite, and what of it exists."""
+    """One run of a suite, and the existing run for it, if any."""
 
     variant: str
     config: Config
@@ -94,8 +94,8 @@ class Planned:
 def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Suite:
     """Read a suite's YAML: `variants` maps names to settings, on top of the common `settings`.
 
-    The data set's and backbone's own experiment file (`experiments/beauty/mind.yaml`) is the base of each variant, as
-    for `eimf train --dataset beauty --backbone mind`.
+    The base of each variant is the experiment file of its data set and backbone (`experiments/beauty/mind.yaml`), as in
+    `eimf train --dataset beauty --backbone mind`.
 
     Args:
         path: a file, or the name of one in experiments/suites.
@@ -115,7 +115,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         raise ConfigError(f"{path}: variants: must map names to settings, is {variants!r}.")
     common = _mapping(values.get("settings"), f"{path}: settings")
     seeds = _seeds(values.get("seeds", [0]), overrides, path)
-    for text in overrides:  # the same suite with other settings wants a folder of its own
+    for text in overrides:  # the same suite with other settings needs its own folder
         name = text.removeprefix("suite=") if text.startswith("suite=") else name
     overrides = [text for text in overrides if not text.startswith(("seeds=", "suite="))]
     check_component(name, f"{path}: suite")
@@ -124,7 +124,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     baseline = str(values.get("baseline", next(iter(variants))))
     if baseline not in variants:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
-    made: dict[str, list[Config]] = {}
+    configs_of: dict[str, list[Config]] = {}
     for variant, own in variants.items():
         where = f"{path}: variants.{variant}"
         settings = merge(named(common), named(_mapping(own, where)))
@@ -133,12 +133,12 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
-        made[str(variant)] = [
+        configs_of[str(variant)] = [
             replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
             for seed in seeds
         ]
-    first = made[baseline][0]
-    for variant, configs in made.items():
+    first = configs_of[baseline][0]
+    for variant, configs in configs_of.items():
         if (configs[0].dataset, configs[0].split) != (first.dataset, first.split):
             raise ConfigError(
                 f"{path}: variants.{variant}: its dataset or split differs from the baseline's; results are compared "
@@ -149,11 +149,11 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         raise ConfigError(
             f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(first.metric_keys))}."
         )
-    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, made)
+    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of)
 
 
 def _load_layers(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """The names of data set and backbone decide which files lie below, and overrides may change them."""
+    """Load the settings on top of the files of data set and backbone, whose names the overrides may change."""
     names = {"dataset": "demo", "backbone": "comirec_sa"}
     for section in names:
         names[section] = settings.get(section, {}).get("name", names[section])
@@ -187,7 +187,7 @@ def _seeds(value: Any, overrides: Sequence[str], path: str | os.PathLike[str]) -
 
 
 def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
-    """Find out which of a suite's runs exist, seed by seed, so that the first full row of a table comes early.
+    """Find out which of a suite's runs exist. They are ordered by seed, so that a first full table comes early.
 
     Args:
         any_code: also use runs made by other versions of the code.
@@ -205,13 +205,13 @@ def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
                 labels[label_source(config)] = label_digest(config)
             digest = labels[label_source(config)] if config.eimf.enabled else ""
             key = run_key(config, prepared.digest, digest)
-            # Only this code continues a run: the last digits of two codes do not belong in one.
-            usable = [one for one in runs if one.this_code or (any_code and one.state == FINISHED)]
-            found = [one for one in usable if one.key == key]
-            # A finished run before a running or interrupted one, this code's before another's, the newest first.
+            # Only the code that began a run continues it: another code may give slightly other numbers.
+            usable = [run for run in runs if run.this_code or (any_code and run.state == FINISHED)]
+            same = [run for run in usable if run.key == key]
+            # Prefer a finished run, then a running one; then one of this code; then the newest.
             order = (RESUMABLE, RUNNING, FINISHED)
-            best = max(found, key=lambda one: (order.index(one.state), one.this_code, one.time), default=None)
-            planned.append(Planned(variant, config, best))
+            chosen = max(same, key=lambda run: (order.index(run.state), run.this_code, run.time), default=None)
+            planned.append(Planned(variant, config, chosen))
     return planned
 
 
@@ -224,40 +224,40 @@ def find_runs(root: Path) -> list[Found]:
         if not finished and not resumable:
             continue
         try:
-            said = read_run(folder)
-            made_here = said["code"] == code_digest()
-            # An older run does not know today's newer settings: it has them at their defaults.
-            key = said["key"] if made_here else _key_today(folder, said)
+            record = read_run(folder)
+            made_here = record["code"] == code_digest()
+            # An older run lacks newer settings: use their defaults.
+            key = record["key"] if made_here else _key_today(folder, record)
             state = FINISHED if finished else RUNNING if is_locked(folder / LOCK) else RESUMABLE
             runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not ours, or half written: then the run is made again
+            continue  # not a run of eimf, or incomplete: the run is made again
     return runs
 
 
-def _key_today(folder: Path, said: Mapping[str, Any]) -> str:
+def _key_today(folder: Path, record: Mapping[str, Any]) -> str:
     try:
-        return run_key(load(folder / "config.yaml"), said["data_digest"], said["label_digest"])
-    except ConfigError:  # of another version, with other settings
-        return said["key"]
+        return run_key(load(folder / "config.yaml"), record["data_digest"], record["label_digest"])
+    except ConfigError:  # made by another version with other settings
+        return record["key"]
 
 
 def run_suite(planned: Sequence[Planned], folder: Path) -> list[str]:
-    """Make the runs that are not finished, each in a process of its own; returns the titles of those that failed."""
-    left = [one for one in planned if one.state not in (FINISHED, RUNNING)]
+    """Make the unfinished runs, each in its own process; returns the titles of the failed ones."""
+    left = [run for run in planned if run.state not in (FINISHED, RUNNING)]
     logs = folder / "logs"
     make_folder(logs)
     failed, spent = [], []
-    for number, one in enumerate(left, start=1):
-        output = logs / f"{one.config.experiment}.log"
-        if one.found is not None:
-            arguments = ["--resume", str(one.found.folder)]
+    for number, run in enumerate(left, start=1):
+        output = logs / f"{run.config.experiment}.log"
+        if run.found is not None:
+            arguments = ["--resume", str(run.found.folder)]
         else:
-            file = logs / f"{one.config.experiment}.yaml"
-            quiet = replace(one.config, trainer=replace(one.config.trainer, progress=False))
+            file = logs / f"{run.config.experiment}.yaml"
+            quiet = replace(run.config, trainer=replace(run.config.trainer, progress=False))
             write_text_atomic(file, to_yaml(quiet))
             arguments = [str(file)]
-        log.info(f"[{number}/{len(left)}] {one.title} ({output})")
+        log.info(f"[{number}/{len(left)}] {run.title} ({output})")
         started = time.monotonic()
         with output.open("w") as out:
             command = [sys.executable, "-m", "eimf", "train", *arguments]
@@ -266,9 +266,9 @@ def run_suite(planned: Sequence[Planned], folder: Path) -> list[str]:
             raise KeyboardInterrupt
         spent.append(time.monotonic() - started)
         if status != 0:
-            failed.append(one.title)
-            said = output.read_text().strip().splitlines() or ["nothing was said"]
-            log.info(f"    failed: {said[-1]}")
+            failed.append(run.title)
+            lines = output.read_text().strip().splitlines() or ["nothing was said"]
+            log.info(f"    failed: {lines[-1]}")
         remaining = sum(spent) / len(spent) * (len(left) - number)
         log.info(f"    {spent[-1] / 60:.1f} min" + (f"; about {remaining / 60:.0f} min left" if remaining else ""))
     return failed
@@ -278,12 +278,12 @@ def finished_runs(suite: Suite, planned: Sequence[Planned]) -> dict[str, dict[in
     """Folders of the finished runs, by variant and seed.
 
     Raises:
-        ArtifactError: a variant has none.
+        ArtifactError: the baseline has none.
     """
     runs: dict[str, dict[int, Path]] = {variant: {} for variant in suite.variants}
-    for one in planned:
-        if one.found is not None and one.state == FINISHED:
-            runs[one.variant][one.config.seed] = one.found.folder
+    for run in planned:
+        if run.found is not None and run.state == FINISHED:
+            runs[run.variant][run.config.seed] = run.found.folder
     if not runs[suite.baseline]:
         raise ArtifactError(f"{suite.name}: no finished run of the baseline {suite.baseline!r} yet; run the suite.")
-    return {variant: found for variant, found in runs.items() if found}
+    return {variant: folders for variant, folders in runs.items() if folders}

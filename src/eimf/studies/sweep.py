@@ -1,6 +1,6 @@
-"""Sweeps: W&B's own sweep files, read and checked, so that the same file can also be searched without W&B.
+"""Sweeps: reads and checks W&B's sweep files, so that the same file works with and without W&B.
 
-https://docs.wandb.ai/models/sweeps/sweep-config-keys says what the keys mean.
+https://docs.wandb.ai/models/sweeps/sweep-config-keys explains the keys.
 """
 
 import itertools
@@ -46,23 +46,23 @@ DISTRIBUTIONS = {
     "log_normal": ("mu", "sigma"),
     "q_log_normal": ("mu", "sigma", "q"),
 }
-"""W&B's distributions that can be drawn from here, and their keys."""
+"""W&B's distributions that are supported here, and their keys."""
 
 
 LoadArguments = Callable[[Sequence[str]], Config]
-"""Gives the configuration of `eimf train` with these arguments."""
+"""Returns the configuration of `eimf train` with these arguments."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter; every distribution is a map from the unit interval."""
+    """One parameter. Its distribution is a function of a number between 0 and 1."""
 
     path: tuple[str, ...]
-    """One part, which may hold dots (`optim.lr`); more for W&B's nested parameters."""
+    """One part, which may contain dots (`optim.lr`); several parts for W&B's nested parameters."""
     distribution: str
     values: tuple[Any, ...] = ()
     shares: tuple[float, ...] = ()
-    """Chances of `values`."""
+    """Probabilities of `values`."""
     low: float = 0.0
     high: float = 1.0
     mu: float = 0.0
@@ -75,7 +75,7 @@ class Parameter:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """All values, if they can be counted; else empty."""
+        """All values, if they are finitely many; else empty."""
         if self.distribution == "int_uniform":
             return tuple(range(int(self.low), int(self.high) + 1))
         if self.distribution == "q_uniform":
@@ -84,7 +84,7 @@ class Parameter:
         return self.values
 
     def index(self, u: float) -> int:
-        """Which of `values` a share u in [0, 1] falls on."""
+        """Index in `values` of the value at a share u in [0, 1] of the distribution."""
         return min(int(np.searchsorted(np.cumsum(self.shares), u, side="right")), len(self.values) - 1)
 
     def at(self, u: float) -> Any:
@@ -107,13 +107,13 @@ class Parameter:
 
 
 def _tidy(value: float) -> float | int:
-    value = round(value, 10)  # 3 * 0.1 is to be 0.3
+    value = round(value, 10)  # so that 3 * 0.1 is 0.3
     return int(value) if value == int(value) and abs(value) >= 1 else value
 
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Early termination as W&B's sweep server does it."""
+    """Early termination as in W&B's sweep server."""
 
     bands: tuple[int, ...]
     """Epochs after which runs are compared."""
@@ -121,31 +121,31 @@ class Hyperband:
     strict: bool = False
 
     def stops(self, history: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-        """Whether a run is to be stopped.
+        """Whether to stop a run.
 
         Args:
             history: its objective after each epoch; smaller is better.
-            others: those of all runs, this one included.
+            others: histories of all runs, this one included.
         """
         reached = [band for band in self.bands if band <= len(history)]
         if not reached:
             return False
         band = reached[-1]
-        values = sorted(one[band - 1] for one in others if len(one) >= band)
+        values = sorted(other[band - 1] for other in others if len(other) >= band)
         threshold = values[int(len(values) / self.eta)] if values else math.inf
-        # As W&B has it: the best so far counts, in strict mode what was reached at the band.
+        # As in W&B: the best value so far counts; in strict mode, the value at the band.
         value = history[band - 1] if self.strict else min(history)
         return value > threshold
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file that has been checked."""
+    """A checked sweep file."""
 
     path: Path
     method: str
     metric: str
-    """A metric of validation users, of which more is better."""
+    """A metric of validation users. Larger is better."""
     parameters: tuple[Parameter, ...]
     command: tuple[str, ...]
     hyperband: Hyperband | None
@@ -153,7 +153,7 @@ class Sweep:
     raw: dict[str, Any]
     """The file, for W&B."""
     config: Config
-    """What `eimf train` gets where no parameter says otherwise."""
+    """The configuration of `eimf train` without the parameters."""
 
     @property
     def name(self) -> str:
@@ -161,28 +161,28 @@ class Sweep:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `eimf train` in the command, without the macro for the parameters."""
+        """The arguments of `eimf train` in the command, without the macro for the parameters."""
         return [text for text in self.command[_train_at(self.command) + 1 :] if text != ARGUMENTS]
 
     @property
     def grid(self) -> list[tuple[Any, ...]]:
         """All combinations of a grid."""
-        return list(itertools.product(*(one.choices for one in self.parameters)))
+        return list(itertools.product(*(parameter.choices for parameter in self.parameters)))
 
     @property
     def size(self) -> int | None:
-        """Number of runs that the file asks for, if it says so."""
+        """Number of runs that the file asks for; None if it sets no limit."""
         limits = [self.run_cap] if self.run_cap is not None else []
         if self.method == "grid":
-            limits.append(math.prod(len(one.choices) for one in self.parameters))
+            limits.append(math.prod(len(parameter.choices) for parameter in self.parameters))
         return min(limits, default=None)
 
 
 def read_sweep(path: str | os.PathLike[str], overrides: Sequence[str], load: LoadArguments) -> Sweep:
-    """Read a sweep file, and check it against the configuration that it is about.
+    """Read a sweep file, and check it against the configuration of its runs.
 
     Args:
-        overrides: settings of all its runs; they go into the command before the parameters.
+        overrides: settings of all its runs. They are put into the command before the parameters.
         load: see `LoadArguments`.
 
     Raises:
@@ -208,7 +208,7 @@ def read_sweep(path: str | os.PathLike[str], overrides: Sequence[str], load: Loa
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{path}: parameters: must map settings to distributions, is {given!r}.")
     parameters = tuple(_parameters(given, (), path))
-    if method == "grid" and (endless := [one for one in parameters if not one.choices]):
+    if method == "grid" and (endless := [parameter for parameter in parameters if not parameter.choices]):
         raise ConfigError(
             f"{path}: parameters.{endless[0].name}: a grid cannot count {endless[0].distribution}; give values."
         )
@@ -235,9 +235,9 @@ def arguments_of(parameters: Sequence[Parameter], values: Sequence[Any]) -> list
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())  # not OmegaConf: ${env} is W&B's to fill in
+        values = yaml.safe_load(path.read_text())  # not OmegaConf: W&B itself fills in ${env}
     except FileNotFoundError:
-        choices = [str(one) for one in sorted(Path("experiments/sweeps").glob("*.yaml"))]
+        choices = [str(file) for file in sorted(Path("experiments/sweeps").glob("*.yaml"))]
         raise ConfigError(f"{path}: no such sweep file{nearest(str(path), choices)}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}.") from None
@@ -249,7 +249,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _train_at(command: Sequence[str]) -> int:
-    """Where `train` stands in `eimf train`, or -1."""
+    """Index of `train` in the command `eimf train`, or -1."""
     pairs = enumerate(itertools.pairwise(command))
     return next((at + 1 for at, (left, right) in pairs if Path(left).name == "eimf" and right == "train"), -1)
 
@@ -265,7 +265,7 @@ def _command(value: Any, path: Path) -> tuple[str, ...]:
 
 
 def _check_settings(path: Path, fixed: Sequence[str], parameters: Sequence[Parameter], load: LoadArguments) -> Config:
-    """Load the configuration at the ends of every parameter, so that a wrong name or range is found before any run."""
+    """Load the configuration at both ends of every parameter, to find wrong names and ranges before any run."""
     try:
         base = load(fixed)
     except ConfigError as error:
@@ -275,13 +275,15 @@ def _check_settings(path: Path, fixed: Sequence[str], parameters: Sequence[Param
             f"{path}: command: must hold eval.test=false, so that test users are not looked at while settings are "
             "chosen."
         )
-    middle = [one.at(0.5) for one in parameters]
-    for index, one in enumerate(parameters):
-        for value in one.values or ((one.at(0.5),) if "normal" in one.distribution else (one.at(0.0), one.at(1.0))):
+    middle = [parameter.at(0.5) for parameter in parameters]
+    for index, parameter in enumerate(parameters):
+        for value in parameter.values or (
+            (parameter.at(0.5),) if "normal" in parameter.distribution else (parameter.at(0.0), parameter.at(1.0))
+        ):
             try:
                 load([*fixed, *arguments_of(parameters, [*middle[:index], value, *middle[index + 1 :]])])
             except ConfigError as error:
-                raise ConfigError(f"{path}: parameters.{one.name}: {error}") from None
+                raise ConfigError(f"{path}: parameters.{parameter.name}: {error}") from None
     return base
 
 
@@ -300,17 +302,17 @@ def _metric(value: Any, config: Config, path: Path) -> str:
 
 
 def _parameters(given: Mapping[Any, Any], above: tuple[str, ...], path: Path) -> list[Parameter]:
-    made = []
+    parameters = []
     for key, value in given.items():
         here = (*above, str(key))
         where = f"{path}: parameters.{'.'.join(here)}"
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: must be a group such as {{values: [1, 2]}}, is {value!r}.")
         if isinstance(value.get("parameters"), Mapping):
-            made += _parameters(value["parameters"], here, path)
+            parameters += _parameters(value["parameters"], here, path)
         else:
-            made.append(_parameter(here, dict(value), where))
-    return made
+            parameters.append(_parameter(here, dict(value), where))
+    return parameters
 
 
 def _parameter(here: tuple[str, ...], value: dict[str, Any], where: str) -> Parameter:
@@ -346,7 +348,7 @@ def _parameter(here: tuple[str, ...], value: dict[str, Any], where: str) -> Para
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: values: must be a list, is {values!r}.")
         shares = value.get("probabilities") or [1 / len(values)] * len(values)
-        numbers = isinstance(shares, list) and all(isinstance(one, int | float) and one >= 0 for one in shares)
+        numbers = isinstance(shares, list) and all(isinstance(share, int | float) and share >= 0 for share in shares)
         if not numbers or len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"{where}: probabilities: must be one for each value, with sum 1, are {shares!r}.")
         return Parameter(here, "categorical", tuple(values), tuple(shares))

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Writes a comparison as sentences, and as a table for the terminal, CSV, Markdown or LaTeX."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,26 +14,26 @@ from eimf.studies.comparison import Cell, Comparison
 
 
 def sentences(found: Comparison, metric: str | None = None) -> list[str]:
-    """What the table says of each variant in one metric (the first), in plain words."""
+    """A sentence about each variant, for one metric (by default the first)."""
     metric = metric or found.metrics[0]
-    said = []
+    lines = []
     for variant, cells in found.cells.items():
         cell = cells[metric]
         if variant == found.baseline:
             continue
         if np.isnan(cell.lift):
-            said.append(f"{variant} shares no finished seed with {found.baseline} yet.")
+            lines.append(f"{variant} shares no finished seed with {found.baseline} yet.")
             continue
         interval = f"95% interval {cell.low:+.1%} to {cell.high:+.1%}, p = {cell.p:.3f}, {_seeds(cell.seeds)}"
         if not cell.significant:
-            said.append(
+            lines.append(
                 f"No significant difference in {metric} between {variant} and {found.baseline} "
                 f"({cell.lift:+.1%}; {interval})."
             )
         else:
             how = "better" if cell.lift > 0 else "worse"
-            said.append(f"{variant} is {how} than {found.baseline} in {metric} by {abs(cell.lift):.1%} ({interval}).")
-    return said
+            lines.append(f"{variant} is {how} than {found.baseline} in {metric} by {abs(cell.lift):.1%} ({interval}).")
+    return lines
 
 
 def _seeds(count: int) -> str:
@@ -60,7 +60,7 @@ def to_rich(found: Comparison) -> Table:
     table = Table(title=f"{found.name}, {_part(found.part)}", title_justify="left", caption=NOTE, show_lines=False)
     table.add_column("variant", overflow="fold")
     for metric in found.metrics:
-        table.add_column(metric, justify="right", min_width=len("+10.0%*"), overflow="fold")  # nothing is cut off
+        table.add_column(metric, justify="right", min_width=len("+10.0%*"), overflow="fold")  # fold, do not cut
     for variant, cells in found.cells.items():
         row = []
         for metric in found.metrics:
@@ -120,7 +120,7 @@ def to_latex(found: Comparison) -> str:
 
 
 def to_csv(found: Comparison) -> str:
-    """One row for each variant and metric, with everything that is known."""
+    """One row for each variant and metric, with all values."""
     rows = [
         {"variant": variant, "metric": metric, "part": found.part, **asdict(cell)}
         for variant, cells in found.cells.items()
@@ -141,9 +141,9 @@ def write_comparison(found: Comparison, folder: Path) -> list[Path]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN by None, since JSON has no NaN."""
     if isinstance(value, dict):
-        return {str(key): _without_nan(one) for key, one in value.items()}
+        return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and np.isnan(value) else value

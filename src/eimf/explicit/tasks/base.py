@@ -1,4 +1,4 @@
-"""What an auxiliary task is: a loss of one training step with labelled samples."""
+"""The base of auxiliary tasks: each is a loss of a training step."""
 
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ from eimf.losses.base import Loss
 
 
 class Step(NamedTuple):
-    """What a task sees of a training step.
+    """The inputs of a task at a training step.
 
     Shapes: B training samples, M labelled samples, K behavioural interests, S explicit interests, D dimensions.
     """
@@ -40,7 +40,7 @@ class Task(nn.Module):
     """
 
     name: ClassVar[str]
-    """Under which its loss is logged."""
+    """Name of the loss in the logs."""
     uses_batch: ClassVar[bool] = False
     """Needs no labelled samples."""
 

@@ -1,6 +1,6 @@
 """EIMF's auxiliary tasks together, with their weights and schedule.
 
-Nothing here is in the inference graph: the tasks live beside the backbone and are dropped when a run is served.
+No task is part of inference. The tasks are stored beside the backbone, and are dropped when a run is served.
 """
 
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ class ExplicitTasks(nn.Module):
     Args:
         supervision: explicit interests of the labelled training users.
         embed_dim: D of the backbone.
-        config: the options. They are on also where `enabled` is false: whoever makes this object wants it.
+        config: the options. `enabled` has no effect here.
         links: the explicit interests that each item is linked to, for `prediction=next_interest`.
-        seed: of the clustering (`prediction=interest`).
+        seed: seed of the clustering (`prediction=interest`).
         options: the options as plain arguments, such as `alignment_weight=0.05`.
 
     Raises:
-        ConfigError: an option is unknown, or a task has no links that needs them.
+        ConfigError: an option is unknown, or a task needs `links` and has none.
     """
 
     def __init__(

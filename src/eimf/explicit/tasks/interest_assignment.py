@@ -25,14 +25,14 @@ class AssignInterests(Task):
 def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explicit: int) -> Float[Tensor, ""]:
     """Cross-entropy loss that routes the items of one explicit interest to one behavioural interest.
 
-    Which behavioural interest that is, is the one-to-one matching that agrees best with the routing as it is (beyond
-    the paper).
+    The one-to-one matching that agrees best with the current routing chooses the behavioural interest (beyond the
+    paper).
 
     Args:
         routing: weight of each position in each interest, 0 at padding.
         shown: the explicit interest that each position shows, below `n_explicit`; -1 where none is known.
     """
-    routing = routing.float()  # small shares have the largest gradients
+    routing = routing.float()  # float32, since small shares have the largest gradients
     known = (shown >= 0) & (routing.sum(dim=1) > 0)
     if not known.any():
         return routing.sum() * 0.0
@@ -40,5 +40,5 @@ def assign(routing: Float[Tensor, "B K L"], shown: Int[Tensor, "B L"], n_explici
     explicit = F.one_hot(shown.clamp(min=0), n_explicit).to(share.dtype) * known[..., None]  # [B, L, S]
     chosen = match_interests(share @ explicit, explicit.any(dim=1))  # [B, S]
     wanted = chosen.gather(1, shown.clamp(min=0))  # [B, L]
-    likely = share.gather(1, wanted[:, None])[:, 0][known]
-    return -likely.clamp(min=1e-24).log().mean()  # far below, 1 / routing is infinite
+    probability = share.gather(1, wanted[:, None])[:, 0][known]
+    return -probability.clamp(min=1e-24).log().mean()  # keeps the gradient, 1 / share, finite

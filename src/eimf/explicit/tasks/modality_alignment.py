@@ -1,4 +1,4 @@
-"""Modality alignment: behavioural interests and the explicit ones that they belong to become alike."""
+"""Modality alignment: makes matched behavioural and explicit interests similar."""
 
 from typing import Literal
 
@@ -12,12 +12,12 @@ from eimf.explicit.tasks.base import Step, Task
 
 
 class AlignModalities(Task):
-    """Pulls each explicit interest and its behavioural partner together.
+    """Makes each explicit interest and its behavioural partner similar.
 
     Args:
-        loss: `infonce`: other users' interests are the negatives; `cosine` or `mse`: distance of the pairs alone.
-        matching: which behavioural interest belongs to an explicit one, see `eimf.explicit.matching.partners`.
-        temperature: of the contrast, and of soft matching.
+        loss: `infonce`: other users' interests are the negatives; `cosine` or `mse`: the distance within pairs.
+        matching: how behavioural and explicit interests are matched, see `eimf.explicit.matching.partners`.
+        temperature: of InfoNCE, and of soft matching.
     """
 
     name = "modality_alignment"

@@ -18,10 +18,10 @@ from eimf.losses.functions import read_out
 
 
 class PredictNextItem(Task):
-    """Explicit interests predict the target, by the recommendation loss, as behavioural ones do.
+    """Explicit interests predict the target by the recommendation loss, as behavioural interests do.
 
     Args:
-        frozen_items: train the adapter alone, and leave the item vectors to the recommendation loss (beyond the paper).
+        frozen_items: train only the adapter with this loss, not the item vectors (beyond the paper).
     """
 
     name = "semantic_prediction"
@@ -39,14 +39,14 @@ class PredictNextItem(Task):
             return mapped.sum() * 0.0
         mapped, allowed, target = mapped[usable], allowed[usable], target[usable]
         items = _FrozenItems(step.backbone) if self.frozen_items else step.backbone
-        # A hard read-out among the allowed interests: those that are not get the lowest score.
+        # Hard read-out: the allowed interest with the highest score.
         scores = torch.einsum("bsd,bd->bs", mapped, items.item_vectors(target)).masked_fill(~allowed, -torch.inf)
         best = mapped[torch.arange(len(target), device=target.device), scores.argmax(dim=1)]
         return step.loss.predict(items, best[:, None], target)
 
 
 class _FrozenItems:
-    """A backbone's items as constants."""
+    """The item vectors of a backbone, without gradients."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone, self.n_items = backbone, backbone.n_items
@@ -60,7 +60,7 @@ class PredictInterest(Task):
 
     Args:
         centres: clusters of all explicit interests.
-        matching: which behavioural interest belongs to an explicit one, see `eimf.explicit.matching.partners`.
+        matching: how behavioural and explicit interests are matched, see `eimf.explicit.matching.partners`.
         temperature: of the softmax over clusters, and of soft matching.
     """
 
@@ -90,21 +90,21 @@ class PredictInterest(Task):
     def _loss(
         self, described: Float[Tensor, "M K D_text"], words: Float[Tensor, "M S D_text"], present: Bool[Tensor, "M S"]
     ) -> Float[Tensor, ""]:
-        found = partners(described, words, present, self.matching, self.temperature)[present]  # [P, D_text]
-        wanted = words[present]
-        if len(found) == 0:
+        matched = partners(described, words, present, self.matching, self.temperature)[present]  # [P, D_text]
+        names = words[present]
+        if len(matched) == 0:
             return described.sum() * 0.0
-        regression = (1 - F.cosine_similarity(found, wanted, dim=-1)).mean()
-        cluster = (wanted @ self.centres.T).argmax(dim=1)
-        logits = F.normalize(found, dim=-1) @ F.normalize(self.centres, dim=-1).T / self.temperature
+        regression = (1 - F.cosine_similarity(matched, names, dim=-1)).mean()
+        cluster = (names @ self.centres.T).argmax(dim=1)
+        logits = F.normalize(matched, dim=-1) @ F.normalize(self.centres, dim=-1).T / self.temperature
         return regression + F.cross_entropy(logits, cluster)
 
 
 class PredictNextInterest(Task):
     """Behavioural interests of every user predict the explicit interests that the target is linked to.
 
-    The behavioural interest nearest to the target has to score those explicit interests above all others, as it has to
-    score the target above all other items. It needs no label of the user.
+    The behavioural interest nearest to the target learns to score those explicit interests above all others, as it
+    learns to score the target above all other items. The user needs no label.
 
     Args:
         adapter: maps text vectors into the space of behavioural interests.
@@ -119,9 +119,9 @@ class PredictNextInterest(Task):
 
     def __init__(self, text_dim: int, embed_dim: int, adapter: nn.Module, links: ItemInterests) -> None:
         super().__init__(text_dim, embed_dim)
-        self.adapter = [adapter]  # its parameters belong to the module that owns it
+        self.adapter = [adapter]  # in a list, so that its parameters are not registered twice
         for name, value in (("vocabulary", links.vectors), ("interest", links.interest), ("share", links.share)):
-            self.register_buffer(name, value, persistent=False)  # made again from the labels
+            self.register_buffer(name, value, persistent=False)  # not saved: rebuilt from the labels
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         user = read_out(step.interests.vectors, step.backbone.item_vectors(step.target))

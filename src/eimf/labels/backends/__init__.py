@@ -1,4 +1,4 @@
-"""Ways to an LLM, one file each.
+"""LLM backends, one file each.
 
 To add one, write a class with a `Config`, `model_of(config)` and a context manager `open(config)` that yields a
 `Backend`, and add a line to `eimf.config.components`.

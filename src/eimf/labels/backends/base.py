@@ -1,4 +1,4 @@
-"""What an LLM backend is: prompts in, replies out."""
+"""The interface of LLM backends: prompts in, replies out."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -9,19 +9,19 @@ from eimf.labels.prompts import Prompt
 
 
 class Reply(NamedTuple):
-    """What an LLM said."""
+    """A reply of an LLM."""
 
     text: str
     tokens_in: int = 0
     tokens_out: int = 0
     refused: bool = False
-    """The endpoint itself calls it a refusal."""
+    """The endpoint marked it as a refusal."""
     cut: bool = False
-    """It ended because it reached the longest length (`llm.max_tokens`)."""
+    """It was cut off at the length limit (`llm.max_tokens`)."""
 
 
 class CallError(LabelError):
-    """One call failed for good; others may still succeed. A plain LabelError means that none would."""
+    """A call failed in all attempts; other calls may succeed. A plain LabelError means that none can succeed."""
 
 
 class EndpointError(CallError):
@@ -29,7 +29,7 @@ class EndpointError(CallError):
 
 
 class Backend(Protocol):
-    """Whoever answers prompts."""
+    """Answers prompts."""
 
     @property
     def model(self) -> str:
@@ -42,7 +42,7 @@ class Backend(Protocol):
         ...
 
     before_call: Callable[[], Awaitable[None]]
-    """To be awaited before every call."""
+    """A backend awaits it before every call."""
 
     async def complete(self, prompt: Prompt) -> Reply:
         """Answer a prompt.
@@ -54,12 +54,12 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let connections go; `complete` may be called again and opens new ones."""
+        """Close all connections. `complete` may be called again; it opens new ones."""
         ...
 
 
 def decoding_params(temperature: float = 0.0, max_tokens: int = 512) -> dict[str, Any]:
-    """The decoding parameters as they enter the key of a reply."""
+    """The decoding parameters that are part of a reply's key."""
     return {"temperature": temperature, "max_tokens": max_tokens}
 
 

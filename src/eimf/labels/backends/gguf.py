@@ -1,4 +1,4 @@
-"""A GGUF file, run by llama.cpp's server in this process."""
+"""Runs a GGUF file with llama.cpp's server, in this process."""
 
 import os
 from collections.abc import Iterator
@@ -26,11 +26,12 @@ class LocalServer:
 
     Args:
         gguf: the model file.
-        context: tokens of prompt and reply together, for each of `parallel` prompts at once.
+        context: most tokens of a prompt and its reply together.
+        parallel: prompts that are answered at the same time.
         threads: 0 takes all cores that this process may use.
 
     Raises:
-        LabelError: no such file, not a model, or the package is missing.
+        LabelError: the file is missing or not a model, or the package is missing.
     """
 
     def __init__(
@@ -53,15 +54,15 @@ class LocalServer:
         if magic != b"GGUF":
             raise LabelError(f"{self.path}: is not a GGUF file.")
         try:
-            xllamacpp: Any = import_module("xllamacpp")  # untyped, and mostly not installed
+            xllamacpp: Any = import_module("xllamacpp")  # has no types, and is optional
         except ImportError:
             raise LabelError("The package xllamacpp is missing; install it with: pip install 'eimf[local]'") from None
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
         params.model_alias = {self.model}
         params.hostnames = ["127.0.0.1"]
-        params.port = 0  # any free one
-        params.cors_origins = "http://127.0.0.1"  # no web page's script may use it
+        params.port = 0  # any free port
+        params.cors_origins = "http://127.0.0.1"  # scripts of web pages must not use the server
         params.n_ctx = self.context * self.parallel
         params.n_parallel = self.parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
@@ -76,7 +77,7 @@ class LocalServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server = None  # its destructor stops it
+        self._server = None  # the destructor stops the server
         self.base_url = ""
 
 
@@ -94,14 +95,14 @@ class GGUFConfig(LLMConfig):
 
 
 class GGUFBackend:
-    """Runs a GGUF file, one prompt at a time, and asks it as any other OpenAI-compatible endpoint."""
+    """Serves a GGUF file, one prompt at a time, and calls it as an OpenAI-compatible endpoint."""
 
     Config = GGUFConfig
 
     @classmethod
     @contextmanager
     def open(cls, config: GGUFConfig) -> Iterator[OpenAIBackend]:
-        """The backend of a configuration; its server ends with the block."""
+        """The backend of a configuration. Its server stops at the end of the `with` block."""
         cls.model_of(config)
         with LocalServer(config.gguf) as server:
             yield OpenAIBackend(
@@ -115,7 +116,7 @@ class GGUFBackend:
 
     @staticmethod
     def model_of(config: GGUFConfig) -> str:
-        """Name of the model, as the label cache has it.
+        """Name of the model in the label cache.
 
         Raises:
             ConfigError: no file is named.

@@ -27,10 +27,11 @@ OPENAI = "https://api.openai.com/v1"
 
 
 REPLY_BYTES = 2**20
-"""Longest reply; a longer one fails its prompt."""
+"""Longest reply in bytes. A longer one counts as a failed call."""
 MOST_TOKENS = 10_000_000
+"""Largest plausible count of tokens. A larger one is read as 0."""
 FORMATS = ("json_schema", "json_object", "text")
-"""How the shape of a reply is asked for, strictest first."""
+"""Ways to request the format of a reply, strictest first."""
 
 
 def chat_body(prompt: Prompt, model: str, params: Mapping[str, Any], form: str = FORMATS[0]) -> dict[str, Any]:
@@ -68,24 +69,24 @@ class OpenAIConfig(LLMConfig):
 
 
 class _BrokenError(Exception):
-    """The connection broke while a reply came in."""
+    """The connection broke while a reply was read."""
 
 
 class OpenAIBackend:
     """An OpenAI-compatible endpoint.
 
     Args:
-        model: as the endpoint calls it.
+        model: name of the model at the endpoint.
         base_url: up to and with `/v1`.
-        api_key_env: environment variable with the key. An endpoint other than OpenAI's may do without.
+        api_key_env: environment variable with the key. Only OpenAI's endpoint needs one.
         temperature, max_tokens: decoding parameters.
         timeout: seconds for a whole reply.
         attempts: calls for one prompt before it counts as failed.
         backoff: the n-th retry waits a random time of up to `backoff * 2**n` seconds, `longest_wait` at most.
-        longest_wait: seconds; a server that asks for a longer wait by Retry-After ends the run.
+        longest_wait: in seconds. If a server asks for a longer wait (Retry-After), the run stops.
 
     Attributes:
-        before_call: awaited before every call, retries too; `labelling.run` keeps its rate limit by it.
+        before_call: awaited before every call, retries included; `eimf.labels.asking.run` limits the rate with it.
 
     Raises:
         LabelError: no key, no `openai` package, or no usable address.
@@ -158,9 +159,9 @@ class OpenAIBackend:
             raise LabelError("The package openai is missing; install it with: pip install 'eimf[llm]'")
         self._key = key or "none"
         self._client: AsyncOpenAI | None = None
-        self._form = 0  # index in FORMATS of what the server is known to accept
-        self._renamed: dict[str, str] = {}  # parameters that the server wants under another name, or not at all
-        self._not_before = 0.0  # a server that asks one call to wait means all of them
+        self._form = 0  # index in FORMATS: the server accepts none of the earlier ones
+        self._renamed: dict[str, str] = {}  # parameter -> its name at the server; empty: do not send it
+        self._not_before = 0.0  # if the server asks one call to wait, all calls wait
 
     async def close(self) -> None:
         if self._client is not None:
@@ -173,9 +174,8 @@ class OpenAIBackend:
         form, problem, unreachable = self._form, "", 0
         attempt = 0
         while attempt < self.attempts:
-            while (
-                True
-            ):  # check the rate limit after the server's wait; otherwise all waiting calls would start together
+            # Check the rate limit after the server's wait. Otherwise all waiting calls would start together.
+            while True:
                 await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
                 await self.before_call()
                 if time.monotonic() >= self._not_before:
@@ -195,26 +195,26 @@ class OpenAIBackend:
                 problem = f"connection failed ({type(error.__cause__).__name__})"
                 unreachable += type(error.__cause__).__name__ == "ConnectError"
             except openai.APIStatusError as error:
-                code, what = error.status_code, self._tell(error)
+                code, message = error.status_code, self._message_of(error)
                 if _is_filtered(error):
-                    return Reply(what, refused=True)
+                    return Reply(message, refused=True)
                 if code in (401, 403, 404):
-                    raise LabelError(self._mend(code, what)) from None
+                    raise LabelError(self._explain(code, message)) from None
                 if code == 402 or (code == 429 and error.code == "insufficient_quota"):
-                    raise LabelError(f"{self._address}: the account's quota is used up ({what}).") from None
+                    raise LabelError(f"{self._address}: the account's quota is used up ({message}).") from None
                 if code in (400, 422) and self._adapt(error, renamed):
-                    continue  # the same attempt, with other parameters
+                    continue  # with other parameters; this does not count as an attempt
                 if code in (400, 422) and form + 1 < len(FORMATS):
                     form += 1
                     continue
                 if code not in (408, 409, 429) and code < 500:
-                    raise CallError(f"{self._address}: status {code}: {what}") from None
-                problem = f"status {code}: {what}"
+                    raise CallError(f"{self._address}: status {code}: {message}") from None
+                problem = f"status {code}: {message}"
                 wait = retry_after(error.response.headers.get("retry-after", ""))
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
-                problem = "the reply is not a chat completion"  # HTML, half a JSON, JSON of another shape
+                problem = "the reply is not a chat completion"  # HTML, incomplete JSON, or JSON of another shape
             attempt += 1
-            if wait is not None:  # means all calls, those of other prompts too
+            if wait is not None:  # all calls wait, also those for other prompts
                 if wait > self.longest_wait:
                     raise LabelError(
                         f"{self._address}: asks to wait {wait:.0f} s ({problem}). Stopped; finished labels are kept."
@@ -231,14 +231,14 @@ class OpenAIBackend:
     async def _pause(self, attempt: int, wait: float | None) -> None:
         jitter = random.uniform(0.0, min(self.longest_wait, self.backoff * 2.0 ** (attempt - 1)))
         if wait:
-            jitter = min(jitter, self.backoff)  # on top, so that not all come back at once
+            jitter = min(jitter, self.backoff)  # added to the wait, so that the calls do not restart together
         await asyncio.sleep((wait or 0.0) + jitter)
 
     async def _ask(self, prompt: Prompt, form: str, renamed: Mapping[str, str]) -> Reply:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         if self._client is None:
-            # Connecting has the shorter limit, so that a host that is not there is told from a slow model.
+            # A shorter limit for connecting distinguishes an unreachable host from a slow model.
             timeout = Timeout(self.timeout, connect=min(10.0, 0.8 * self.timeout))
             # A redirect could send users' data to another host.
             http = DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout)
@@ -253,10 +253,10 @@ class OpenAIBackend:
         return self._redact_reply(read_completion(json.loads(content)))
 
     async def _read(self, response: Any) -> bytes:
-        """The body of a reply. It is unpacked as it comes, so that a small reply cannot become a huge one.
+        """The body of a reply. It is decompressed in parts, since a small compressed reply may be huge.
 
         Raises:
-            CallError: it is too long.
+            CallError: the reply is too long.
         """
         content = bytearray()
         try:
@@ -266,32 +266,32 @@ class OpenAIBackend:
                     raise CallError(f"{self._address}: the reply is longer than {REPLY_BYTES:,} bytes")
         except (CallError, TimeoutError):
             raise
-        except Exception as error:  # of the HTTP library that openai uses, whichever that is
+        except Exception as error:  # an error of the HTTP library that openai uses
             if "Timeout" in type(error).__name__:
                 raise TimeoutError from None
             raise _BrokenError(type(error).__name__) from None
         return bytes(content)
 
     def _adapt(self, error: Any, renamed: Mapping[str, str]) -> bool:
-        """Rename or leave out a parameter that this server does not know; whether a call with `renamed` lacked it."""
+        """Rename or omit a parameter that this server rejects. True if that changes the call made with `renamed`."""
         known = {"max_tokens": "max_completion_tokens", "temperature": ""}
         if error.param in known and error.param not in renamed:
             self._renamed[error.param] = known[error.param]
             return True
         return False
 
-    def _mend(self, code: int, what: str) -> str:
+    def _explain(self, code: int, message: str) -> str:
         if code == 404:
-            return f"{self._address}: status 404 for the model {self.model!r} ({what}); check base_url and model."
-        return f"{self._address}: status {code}, the key in {self.api_key_env} is not accepted ({what})."
+            return f"{self._address}: status 404 for the model {self.model!r} ({message}); check base_url and model."
+        return f"{self._address}: status {code}, the key in {self.api_key_env} is not accepted ({message})."
 
-    def _tell(self, error: Any) -> str:
+    def _message_of(self, error: Any) -> str:
         body = error.body if isinstance(error.body, dict) else {}
         message = body.get("message") or error.response.reason_phrase or "no reason given"
         return shorten(self._redact(str(message)), 120)
 
     def _redact(self, text: str) -> str:
-        # Some servers send back what they got.
+        # Some servers repeat the key in their replies.
         return text if self._key == "none" else text.replace(self._key, "***")
 
     def _redact_reply(self, reply: Reply) -> Reply:
@@ -302,7 +302,7 @@ def read_completion(answer: Mapping[str, Any]) -> Reply:
     """The reply in a chat completion.
 
     Raises:
-        TypeError, LookupError, ValueError: it is none.
+        TypeError, LookupError, ValueError: `answer` is not a chat completion.
     """
     choice = answer["choices"][0]
     message, usage = choice["message"], answer.get("usage") or {}
@@ -316,7 +316,7 @@ def read_completion(answer: Mapping[str, Any]) -> Reply:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; 0 where it cannot be true. Whatever a server says, it costs no reply."""
+    """A number of tokens, or 0 if it is not plausible. A wrong count must not lose a reply."""
     try:
         count = int(value or 0)
         return count if 0 <= count <= MOST_TOKENS else 0
@@ -325,7 +325,7 @@ def _count(value: Any) -> int:
 
 
 def retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks to wait: it holds seconds or a date.
+    """Seconds to wait, from a Retry-After header, which holds seconds or a date.
 
     >>> retry_after("1.5"), retry_after("soon")
     (1.5, None)
@@ -340,13 +340,13 @@ def retry_after(value: str) -> float | None:
         if moment.tzinfo is None:  # "-0000" instead of GMT
             moment = moment.replace(tzinfo=UTC)
         seconds = (moment - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if seconds == seconds else None  # not a number
+    return max(0.0, seconds) if seconds == seconds else None  # NaN does not equal itself
 
 
 def adapt_params(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Decoding parameters under the names that a model takes; OpenAI's reasoning models take no temperature.
+    """Decoding parameters under the names that a model accepts. OpenAI's reasoning models accept no temperature.
 
-    Online this is found out by asking; a batch file has to be right at once.
+    A batch file needs the right names from the start. `OpenAIBackend` learns them from the server's errors.
     """
     name = model.rpartition("/")[2]
     if not name.startswith(("o1", "o3", "o4", "gpt-5")):
@@ -360,7 +360,7 @@ def _is_filtered(error: Any) -> bool:
 
 
 def _address(base_url: str) -> str:
-    """The address for messages, without a password that may be in it."""
+    """The address for messages, without user name and password."""
     try:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -17,26 +17,26 @@ from eimf.labels.label import LabelRequest, make_record, request_key
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What became of the lines of a batch output."""
+    """Counts of the lines of a batch output, by result."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Status -> number of requests that got it from this file."""
+    """Status -> number of requests with this status in the file."""
     repeated: int = 0
-    """Lines whose reply the cache had already."""
+    """Lines whose reply the cache already had."""
     unknown: int = 0
-    """Lines of other requests."""
+    """Lines that belong to other requests."""
     broken_lines: int = 0
     missing: int = 0
-    """Requests without a reply, in this file or before."""
+    """Requests that still have no reply."""
 
 
 def export_batch(
     path: str | os.PathLike[str], requests: Sequence[LabelRequest], *, model: str, params: Mapping[str, Any]
 ) -> int:
-    """Write requests as an input file of the OpenAI Batch API; returns the number of lines (one a prompt).
+    """Write requests as an input file of the OpenAI Batch API; returns the number of lines (one per prompt).
 
     Args:
-        params: `decoding_params(...)`; with `model` they must be the same at import.
+        params: from `decoding_params(...)`. `model` and `params` must be the same at import.
     """
     lines: dict[str, str] = {}
     for request in requests:
@@ -68,7 +68,9 @@ def import_batch(
     repeated = unknown = broken = 0
     pending = set(cache.pending(wanted))
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig", "replace").split("\n")  # no other line ends
+        lines = (
+            Path(path).read_bytes().decode("utf-8-sig", "replace").split("\n")
+        )  # splitlines() would split at more characters
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror}).") from None
     for line in lines:
@@ -88,7 +90,7 @@ def import_batch(
         elif key not in pending:
             repeated += 1
         else:
-            records = [make_record(one, model, params, **outcome) for one in wanted[key]]
+            records = [make_record(request, model, params, **outcome) for request in wanted[key]]
             cache.put(*records)
             counts[records[0].status] = counts.get(records[0].status, 0) + 1
             if records[0].status != "failed":
