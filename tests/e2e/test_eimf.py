@@ -261,12 +261,12 @@ def batch_lines(common: list[str], folder: Path, model: str) -> list[str]:
 
 
 def test_lines_that_are_no_labels_are_told(
-    data_root: Path, tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str]
+    data_root: Path, tmp_path: Path, labels: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text(labels.read_text() + "{\n3\n")
     train(tiny_config(data_root, tmp_path, "eimf.enabled=true", f"eimf.labels={path}", "trainer.max_epochs=1"))
-    assert "2 lines are no labels and were left out" in capsys.readouterr().out
+    assert "2 lines are no labels and were left out" in caplog.text
 
 
 def test_a_run_does_not_go_on_with_other_labels(data_root: Path, tmp_path: Path, labels: Path) -> None:

@@ -52,8 +52,8 @@ def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
     from eimf.config.checks import check_no_interpolation
     from eimf.config.load import files_for, read_layers
 
-    check_no_interpolation(options.experiment, "an argument")
     files = [text for text in options.experiment if is_file_argument(text)]
+    check_no_interpolation(files, "a file name")
     settings = [text for text in options.experiment if not is_file_argument(text)]
     settings += ["eimf.enabled=true"] * options.eimf
     if len(files) > 1:
