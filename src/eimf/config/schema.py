@@ -296,6 +296,9 @@ class EvalConfig:
     128 candidates."""
     diversity_lambdas: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.1, 0.25])
     """Weights of ComiRec's controllable aggregation to report; used where item categories are known."""
+    labels: str = ""
+    """Labels of held-out users, made from their contexts alone: a label cache or a JSONL file. If given, results have
+    `agreement`: whether behavioural interests group a user's items as the labels do. Training never reads them."""
     test: bool = True
     """Evaluate the test users when training ends. Set it to false while hyperparameters are chosen: test metrics that
     do not exist cannot influence a choice."""

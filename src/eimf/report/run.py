@@ -13,8 +13,8 @@ from eimf.data.batch import gather_history
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.data.splits import Holdout
+from eimf.evaluation.agreement import attended, measure_agreement
 from eimf.evaluation.groups import place_of_level
-from eimf.evaluation.recovery import attended, recovery
 from eimf.explicit.naming import behind_words
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import newest_labels
@@ -187,14 +187,15 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
         routing = np.concatenate([batch.routing.float().numpy() for batch in batches if batch.routing is not None])
         causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)
         true = torch.where(history > 0, causes, -1).numpy()
-        scores = recovery(attended(routing), true[:, -routing.shape[2] :])
-        rows = tuple((key.replace("_", " "), number(value)) for key, value in scores._asdict().items())
+        scores = measure_agreement(attended(routing), true[:, -routing.shape[2] :]).means()
+        rows = tuple((key.replace("_", " "), number(value)) for key, value in scores.items())
         text = (
             "The simulator knows which interest caused each purchase. Compared, for each user, with the interest that "
-            "attends to it most: adjusted mutual information (0 is chance, 1 the same grouping), and accuracy under "
-            "the best matching, beside that of putting everything into one interest."
+            "attends to it most, over users with at least two true interests: adjusted mutual information (0 is "
+            "chance, 1 the same grouping), and accuracy under the best matching, beside that of chance and of putting "
+            "everything into one interest."
         )
-        sections.append(Section("Recovery of the true interests", (text,), ("measure", "value"), rows))
+        sections.append(Section("Agreement with the true interests", (text,), ("measure", "value"), rows))
     return sections
 
 

@@ -74,8 +74,8 @@ def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
     if frame.is_empty():
         raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
     groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
-    values = {f"{metric}@{k}": group["value"] for (metric, k), group in groups.items()}
-    return values | {"user_idx": next(iter(groups.values()))["user_idx"]}
+    values = {f"{metric}@{k}" if k else str(metric): group["value"] for (metric, k), group in groups.items()}
+    return values | {"user_idx": frame["user_idx"].unique().sort()}
 
 
 def compare(

@@ -17,8 +17,10 @@ from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.prepare import prepare
 from eimf.data.splits import Spans
 from eimf.data.text import encode_items
+from eimf.evaluation.agreement import agreement_frame, attended, held_out_groups, measure_agreement
 from eimf.evaluation.evaluator import Evaluation
 from eimf.evaluation.groups import distance_to_labelled, group_users
+from eimf.labels.source import read_labels
 from eimf.labels.typical import user_vectors
 from eimf.runs.folder import BEST, ORIGIN, check_config, check_data, read_checkpoint
 from eimf.training.build import build_data, build_model, build_trainer, quiet_lightning
@@ -29,13 +31,53 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_model(
-    trainer: pl.Trainer, model: MultiInterestModel, data: InteractionData, test: bool = True
+    trainer: pl.Trainer, model: MultiInterestModel, data: InteractionData, test: bool = True, labels: str = ""
 ) -> dict[str, Evaluation]:
-    """Evaluate on the validation users (`val`), and on the test users (`test`) if `test`."""
+    """Evaluate on the validation users (`val`), and on the test users (`test`) if `test`.
+
+    Args:
+        labels: file of labels of held-out users, for the agreement of behavioural interests with them; see
+            `eimf.evaluation.agreement`.
+
+    Raises:
+        LabelError: no label is of a held-out user.
+    """
     trainer.validate(model, datamodule=data, verbose=False)
     if test:
         trainer.test(model, datamodule=data, verbose=False)
-    return {part: evaluation for part, evaluation in model.evaluations.items() if test or part == "val"}
+    results = {part: evaluation for part, evaluation in model.evaluations.items() if test or part == "val"}
+    return _add_agreement(results, model, data, labels) if labels else results
+
+
+def _add_agreement(
+    results: dict[str, Evaluation], model: MultiInterestModel, data: InteractionData, source: str
+) -> dict[str, Evaluation]:
+    """Add the agreement with labels of held-out users. Models without routing weights have none."""
+    known, added, users = read_labels(source), {}, 0
+    for part, evaluation in results.items():
+        held = data.split.validation if part == "val" else data.split.test
+        groups = held_out_groups(known, data.prepared, held, data.config.max_len)
+        users += len(groups.user_idx)
+        added[part] = evaluation
+        if len(groups.user_idx) == 0:
+            continue
+        with torch.inference_mode():
+            routing = model.backbone(torch.from_numpy(groups.history).to(model.device)).routing
+        if routing is None:
+            continue
+        found = attended(routing.float().cpu().numpy())
+        agreement = measure_agreement(found, groups.group)
+        added[part] = replace(
+            evaluation,
+            summary=evaluation.summary | agreement.means(),
+            per_user=polars.concat([evaluation.per_user, agreement_frame(agreement, groups)]),
+        )
+    if users == 0:
+        raise LabelError(
+            f"{source}: no label is of a held-out user's context; eval.labels must hold labels of validation or test "
+            "users of this split, made from their contexts alone."
+        )
+    return added
 
 
 def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Evaluation], Config]:
@@ -59,7 +101,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
     data = build_data(config, prepared, labelled=False)
     model = build_model(config, data)
     load_weights(model, folder / BEST)
-    return evaluate_model(build_trainer(config), model, data, config.eval.test), config
+    return evaluate_model(build_trainer(config), model, data, config.eval.test, config.eval.labels), config
 
 
 def load_weights(model: MultiInterestModel, path: Path) -> None:

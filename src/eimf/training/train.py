@@ -112,7 +112,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     else:
         trainer.strategy.connect(model)
         trainer.save_checkpoint(folder / BEST)
-    results = evaluate_model(trainer, model, data, config.eval.test)
+    results = evaluate_model(trainer, model, data, config.eval.test, config.eval.labels)
     index = model.item_table() if config.eval.index != "flat" else None  # on all processes: each may hold a part
     if first:
         write_results(
