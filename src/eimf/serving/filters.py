@@ -233,7 +233,7 @@ def _typed(text: str, kind: polars.DataType, column: str) -> Any:
     try:
         if kind == polars.Boolean:
             return {"true": True, "false": False}[text.lower()]
-        return float(text) if kind.is_numeric() else text
+        return int(text) if kind.is_integer() else float(text) if kind.is_numeric() else text
     except (KeyError, ValueError):
         raise ConfigError(f"{column}: {text!r} does not fit the column's type {kind}.") from None
 

@@ -194,7 +194,8 @@ class Recommender:
         Raises:
             DataError: a history is empty or has an unknown item.
         """
-        _check_lists(histories)
+        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
+            raise DataError("histories: must be a list of lists of item ids, such as [['P1', 'P2'], ['P3']].")
         rows = Ragged.of([self._known(history) for history in histories])
         parts = [self._vectors(rows.select(part)) for part in torch.arange(len(histories)).split(batch_size)]
         if not len(histories):
@@ -308,7 +309,6 @@ class Recommender:
         Raises:
             ConfigError, DataError: see the message.
         """
-        _check_lists(histories)
         known = [self.numbers(history, options.unknown) for history in histories]
         ranked = self.rank(Ragged.of([numbers for numbers, _ in known]), options)
         rows = len(ranked.items) // max(1, len(known))
@@ -436,11 +436,6 @@ class Recommender:
             for item, score, k in rows
             if item
         ]
-
-
-def _check_lists(histories: Sequence[Sequence[str]]) -> None:
-    if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-        raise DataError("histories: must be a list of lists of item ids, such as [['P1', 'P2'], ['P3']].")
 
 
 def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFrame | None = None) -> Recommender:
