@@ -210,9 +210,9 @@ def test_serving_in_three_lines(run: Run) -> None:
     assert best == found[0]
     assert len(model.recommend(history, n=7, filter_seen=False, diversity=1.0)) == 7
     with pytest.raises(DataError, match=r"history: 'nope' not in the catalogue .* leave unknown items out"):
-        model.recommend(["P00003", "nope"])
+        model.interests(["P00003", "nope"])
     with pytest.raises(DataError, match="history: is empty"):
-        model.recommend([])
+        model.encode([[]])
 
 
 def test_serving_agrees_with_the_evaluated_rankings(run: Run, data_root: Path) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from eimf.data.batch import Ragged
 from eimf.evaluation import Evaluation, Evaluator, evaluate
-from eimf.evaluation.retrieval import tie_order
+from eimf.evaluation.metrics import category_diversity, find_hits, interests_used, ndcg, recall
+from eimf.evaluation.retrieval import ItemIndex, fill_proportionally, retrieve_each, tie_order
 
 USERS, ITEMS = 23, 60
 
@@ -129,3 +130,22 @@ def test_an_approximate_index_tells_its_overlap_with_the_exact_one() -> None:
     assert every.summary["overlap_with_flat@5"] == 1.0
     few = evaluate(users, items, lists(4, 1), k=(5,), index="IVF4,Flat", search=1)
     assert few.summary["overlap_with_flat@5"] < 1.0
+
+
+def test_lists_by_shares_are_reported_beside_the_default() -> None:
+    users, items = vectors()
+    categories, seen = torch.arange(ITEMS + 1) % 3 + 1, lists(7, 2)
+    found = evaluate(users, items, lists(4, 1), seen=seen, k=(5, 10), categories=categories).summary
+    index = ItemIndex(items.numpy())
+    filled = fill_proportionally(*retrieve_each(index, users, 10, Ragged.of(seen)), 10)
+    hits, n_targets = find_hits(filled.items, Ragged.of(lists(4, 1)))
+    assert found["proportional/recall@10"] == pytest.approx(float(recall(hits, n_targets, 10).mean()))
+    assert found["proportional/ndcg@5"] == pytest.approx(float(ndcg(hits, n_targets, 5).mean()))
+    kinds = categories[filled.items[:, :5]]
+    diversity = category_diversity(kinds, torch.ones_like(kinds, dtype=torch.bool)).mean()
+    assert found["proportional/diversity@5"] == pytest.approx(float(diversity))
+    used = interests_used(filled.interest, filled.items != 0, 3).mean()
+    assert found["proportional/interests_used@10"] == pytest.approx(float(used))
+    assert 0 < found["diversity@5"] <= 1
+    alone = evaluate(users[:, :1], items, lists(4, 1), k=(5,)).summary
+    assert not any("proportional" in key or "diversity" in key for key in alone)

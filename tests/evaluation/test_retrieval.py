@@ -1,13 +1,25 @@
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies
 
 from eimf.core.errors import ArtifactError, ConfigError, DataError
 from eimf.data.batch import Ragged
 from eimf.evaluation.evaluator import evaluate
-from eimf.evaluation.retrieval import ItemIndex, Retrieved, is_member, merge, rerank_diverse, retrieve, tie_order
+from eimf.evaluation.retrieval import (
+    ItemIndex,
+    Retrieved,
+    fill_proportionally,
+    is_member,
+    merge,
+    rerank_diverse,
+    retrieve,
+    retrieve_each,
+    tie_order,
+)
 
 
 def table(n: int = 50, dim: int = 6) -> np.ndarray:
@@ -190,3 +202,85 @@ def test_controllable_aggregation_is_the_greedy_algorithm(weight: float) -> None
         assert found.items[row].tolist() == items[row][order].tolist()
     if weight == 0:
         assert torch.equal(found.items, items[:, :6])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq", "PCA8,IVF16,Flat", "SQ8"])
+@given(data=strategies.data())
+def test_lists_are_full_and_hold_only_what_is_allowed(kind: str, data: strategies.DataObject) -> None:
+    """Never short of n while other items may be listed; exact on the flat index, with filters and seen items."""
+    index = filtered_index(kind)
+    size, users = index.n_items, interests(batch=3, count=2, dim=16)
+    share = data.draw(strategies.sampled_from([0.0, 0.005, 0.05, 0.5, 1.0]))
+    n = data.draw(strategies.sampled_from([1, 7, 60, 400]))
+    rng = np.random.default_rng(data.draw(strategies.integers(0, 2**16)))
+    allowed = torch.from_numpy(rng.random(size + 1) < share)
+    allowed[0] = data.draw(strategies.booleans())  # padding is never listed, whatever the mask says
+    best = brute_force(filtered_table(), users).argsort(dim=1, descending=True).tolist()
+    seen = [best[0][: rng.integers(0, 90)], [], [int(one) for one in rng.integers(1, size + 1, 5)]]
+    found = retrieve(index, users, n, Ragged.of(seen), allowed=allowed)
+    for row, own in enumerate(seen):
+        may = {item for item in range(1, size + 1) if allowed[item]} - set(own)
+        listed = [item for item in found.items[row].tolist() if item]
+        assert len(listed) == len(set(listed)) == min(n, len(may))
+        assert set(listed) <= may
+        if kind == "flat":
+            assert listed == [item for item in best[row] if item in may][:n]
+    items, scores = retrieve_each(index, users, n, Ragged.of(seen), allowed)
+    for row, own in enumerate(seen):
+        may = sum(bool(allowed[item]) and item not in own for item in range(1, size + 1))
+        assert ((items[row] != 0).sum(dim=1) == min(n, may)).all()
+        assert ((scores[row] > -torch.inf) == (items[row] != 0)).all()
+
+
+@cache
+def filtered_table() -> np.ndarray:
+    return table(600, 16)
+
+
+@cache
+def filtered_index(kind: str) -> ItemIndex:
+    return ItemIndex(filtered_table(), kind, search=1)  # as little as possible is visited
+
+
+def test_pools_for_diversity_are_filtered_too() -> None:
+    allowed = torch.zeros(601, dtype=torch.bool)
+    allowed[100:140] = True
+    found = retrieve(ItemIndex(filtered_table()), interests(count=2, dim=16), 10, pool=50, allowed=allowed)
+    assert [sorted(row[row != 0].tolist()) for row in found.items] == [list(range(100, 140))] * 5
+
+
+def fill_by_the_book(items: list[list[int]], scores: list[list[float]], n: int) -> list[tuple[int, int]]:
+    """One user's proportional list: items with the interests that brought them."""
+    strength = np.exp([row[0] for row in scores]) / np.exp([row[0] for row in scores]).sum()
+    placed, chosen = [0] * len(items), []
+    while len(chosen) < n:
+        rest = [[item for item in row if item and item not in dict(chosen)] for row in items]
+        if not any(rest):
+            break
+        k = max((k for k in range(len(items)) if rest[k]), key=lambda k: strength[k] / (2 * placed[k] + 1))
+        chosen.append((rest[k][0], k))
+        placed[k] += 1
+    return chosen
+
+
+def test_a_proportional_list_follows_the_strengths() -> None:
+    users = interests(batch=40, count=3, dim=16)
+    seen = Ragged.of([[row + 1, row + 9] for row in range(40)])
+    items, scores = retrieve_each(ItemIndex(filtered_table()), users, 30, seen)
+    found = fill_proportionally(items, scores, 30)
+    for row in range(40):
+        wanted = fill_by_the_book(items[row].tolist(), scores[row].tolist(), 30)
+        assert list(zip(found.items[row].tolist(), found.interest[row].tolist(), strict=True)) == wanted
+    exact = torch.einsum(
+        "bnkd,bnd->bnk", users[:, None].expand(-1, 30, -1, -1), torch.from_numpy(filtered_table())[found.items]
+    )
+    torch.testing.assert_close(found.scores, exact.gather(2, found.interest[:, :, None])[:, :, 0])
+
+
+def test_equal_interests_get_equal_places_and_a_list_may_end() -> None:
+    items = torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]], [[1, 2, 0, 0], [2, 1, 0, 0]], [[0] * 4, [0] * 4]])
+    scores = torch.tensor([[[3.0, 2, 1, 0]] * 2, [[3.0, 2, -torch.inf, -torch.inf]] * 2, [[-torch.inf] * 4] * 2])
+    found = fill_proportionally(items, scores, 4)
+    assert found.items.tolist() == [[1, 5, 2, 6], [1, 2, 0, 0], [0] * 4]
+    assert found.interest.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0], [0] * 4]
+    assert (found.scores == -torch.inf).tolist() == [[False] * 4, [False, False, True, True], [True] * 4]

@@ -10,6 +10,7 @@ from eimf.core.errors import ConfigError
 if TYPE_CHECKING:
     from eimf.config import Config
     from eimf.config.load import Layer
+    from eimf.serving.recommender import ListOptions, Recommender
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -68,3 +69,68 @@ def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
 def is_file_argument(text: str) -> bool:
     """Whether an argument is a file, not a setting. A path may contain `=`."""
     return "=" not in text or Path(text).is_file()
+
+
+def add_list_options(parser: argparse.ArgumentParser, n: int, of_histories: bool = True) -> None:
+    """Add the arguments of `eimf.serving.recommender.ListOptions`.
+
+    Args:
+        of_histories: also those that matter to lists for histories only.
+    """
+    parser.add_argument("-n", "--n", type=int, default=n, help=f"length of the lists (default {n})")
+    for name, text in (("allow", "an item must meet all of these"), ("deny", "an item must meet none of these")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="CONDITION",
+            help=f"{text}: category=A,B, item_id=@FILE, 'stock>=1', 'price<=9'; may be repeated",
+        )
+    parser.add_argument(
+        "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
+    )
+    if not of_histories:
+        parser.set_defaults(filter_seen=None, merge="best", diversity=0.0, unknown="error")
+        return
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--filter-seen", action="store_true", default=None, help="leave out the items of the history")
+    seen.add_argument(
+        "--include-seen",
+        dest="filter_seen",
+        action="store_false",
+        help="items of the history may be recommended (default of both: as in the run's evaluation)",
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("best", "proportional"),
+        default="best",
+        help="one list of the interests' lists: by best score (default), or by their shares",
+    )
+    parser.add_argument("--diversity", type=float, default=0.0, help="weight of category diversity (default 0)")
+    parser.add_argument(
+        "--unknown",
+        choices=("skip", "error"),
+        default="skip",
+        help="items of a history that are not in the catalogue: leave out and count (default), or refuse",
+    )
+
+
+def list_options(options: argparse.Namespace, model: "Recommender", by_interest: bool = False) -> "ListOptions":
+    """The options of lists that the arguments name.
+
+    Raises:
+        ConfigError: an argument is not well-formed, or out of range.
+    """
+    from eimf.serving.filters import parse_conditions, typed
+    from eimf.serving.recommender import ListOptions
+
+    return ListOptions(
+        options.n,
+        options.filter_seen,
+        typed(parse_conditions(options.allow, "allow"), model.items),
+        typed(parse_conditions(options.deny, "deny"), model.items),
+        options.merge,
+        options.diversity,
+        by_interest,
+        options.unknown,
+    )

@@ -1,15 +1,20 @@
-"""Commands that use finished runs: `index`, `report`, `explore`, `recommend`."""
+"""Commands that use finished runs: `index`, `report`, `explore`, `recommend`, `similar`."""
 
 import argparse
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eimf.cli.arguments import Commands, add_command
+from eimf.cli.arguments import Commands, add_command, add_list_options, list_options
 from eimf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from eimf.config import Config
+    from eimf.serving.recommender import Recommendation
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +52,11 @@ def add_commands(commands: Commands) -> None:
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
     who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")
-    recommend.add_argument("-n", type=int, default=10, help="length of the lists (default 10)")
-    recommend.add_argument("--diversity", type=float, default=0.0, help="weight of category diversity (default 0)")
-    recommend.add_argument("--include-seen", action="store_true", help="items of the history may be recommended")
+    add_list_options(recommend, n=10)
+    similar = add_command(commands, "similar", _similar, "items that are similar to an item, by their vectors")
+    similar.add_argument("run_folder", metavar="RUN", type=Path)
+    similar.add_argument("item_id", metavar="ITEM_ID")
+    add_list_options(similar, n=10, of_histories=False)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -85,35 +92,66 @@ def _explore(options: argparse.Namespace) -> None:
 
 def _recommend(options: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from eimf.serving.recommender import load
 
-    if options.n < 1:
-        raise ConfigError(f"-n: must be at least 1, is {options.n}.")
-    model = load(options.run_folder)
+    model = load(options.run_folder, options.columns)
+    wanted = list_options(options, model)
     if options.user is not None:
         history = _history_of(options.user, options.run_folder, model.config)
     else:
         history = [part.strip() for part in options.history.split(",") if part.strip()]
-    keep: dict[str, Any] = {"filter_seen": False if options.include_seen else None}
-    lists = model.recommend_by_interest(history, options.n, **keep) if model.n_interests > 1 else []
-    merged = model.recommend(history, options.n, diversity=options.diversity, **keep)
-    table = Table(title=f"history ({len(history)} items, oldest first)", title_justify="left")
-    table.add_column("item")
-    table.add_column("title")
-    for item in history[-model.config.data.max_len :]:
-        table.add_row(Text(item), Text(model.title(item) or "(no title)"))
+    merged = model.answer([history], wanted)[0][0]
+    lists = []
+    if model.n_interests > 1 and not merged.fallback:
+        lists = model.answer([history], replace(wanted, by_interest=True, merge="best", diversity=0.0))[0]
     console = Console()
-    console.print(table)
+    known = [item for item in history if model.knows(item)]
+    _print_items(
+        console,
+        f"history ({len(known)} items, oldest first)",
+        ("item", "title"),
+        [(item, model.title(item)) for item in known[-model.config.data.max_len :]],
+    )
+    if merged.skipped:
+        console.print(
+            f"{merged.skipped} items of the history are not in the catalogue and were skipped", soft_wrap=True
+        )
+    if merged.fallback:
+        console.print("no known item in the history: these are popular items of the training data", soft_wrap=True)
     for name, ranked in [(f"interest {k}", items) for k, items in enumerate(lists)] + [("merged", merged)]:
-        table = Table(title=name, title_justify="left")
-        for column in ("item", "title", "score", "interest"):
-            table.add_column(column, justify="right" if column in ("score", "interest") else "left")
-        for each in ranked:
-            table.add_row(Text(each.item_id), Text(each.title or "(no title)"), f"{each.score:.3f}", str(each.interest))
-        console.print(table)
+        rows = [(one.item_id, one.title, f"{one.score:.3f}", _interest(one)) for one in ranked]
+        _print_items(console, name, ("item", "title", "score", "interest"), rows)
+
+
+def _similar(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from eimf.serving.recommender import load
+
+    model = load(options.run_folder, options.columns)
+    wanted = list_options(options, model)
+    found = model.similar_items(options.item_id, wanted.n, allow=wanted.allow, deny=wanted.deny)
+    title = f"similar to {options.item_id} ({model.title(options.item_id) or 'no title'})"
+    rows = [(one.item_id, one.title, f"{one.score:.3f}") for one in found]
+    _print_items(Console(), title, ("item", "title", "cosine"), rows)
+
+
+def _interest(item: "Recommendation") -> str:
+    return "popular" if item.interest is None else str(item.interest)
+
+
+def _print_items(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of items; titles are plain text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("item", "title") else "right")
+    for item, name, *values in rows:
+        table.add_row(Text(item), Text(name or "(no title)"), *values)
+    console.print(table)
 
 
 def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:

@@ -62,6 +62,14 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
         console.print(
             f"{shown} lists: " + ", ".join(f"{key} {value:.3f}" for key, value in rest.items()), highlight=False
         )
+    prefix = "proportional/"
+    shares = [
+        f"{key.removeprefix(prefix)} {value:.4f}"
+        for key, value in results[shown].summary.items()
+        if key.startswith(prefix)
+    ]
+    if shares:
+        console.print(f"{shown} lists that interests fill by their shares: {', '.join(shares)}", highlight=False)
     trade_off = results[shown].trade_off
     if len(trade_off) > 1:
         table = Table(

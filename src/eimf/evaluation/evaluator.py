@@ -29,7 +29,15 @@ from eimf.evaluation.metrics import (
     interest_cosine,
     interests_used,
 )
-from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, Retrieved, rerank_diverse, retrieve
+from eimf.evaluation.retrieval import (
+    CONTROLLED_POOL,
+    ItemIndex,
+    Retrieved,
+    fill_proportionally,
+    rerank_diverse,
+    retrieve,
+    retrieve_each,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Evaluation:
 
     summary: dict[str, float]
     """Metric key, for example `recall@50`, -> value; `untied/...` for users without tied timestamps, `raw/...` for
-    unfiltered lists."""
+    unfiltered lists, `proportional/...` for lists that the interests fill by their shares."""
     per_user: polars.DataFrame
     """`user_idx, metric, k, value, tied`"""
     rankings: polars.DataFrame
@@ -149,6 +157,8 @@ class Evaluator:
         if self.exact is not None:
             self._add_overlap(vectors, ranked, seen)
         self._add_trade_off(candidates, ranked, targets, n_targets)
+        if vectors.shape[1] > 1:
+            self._add_proportional(vectors, targets, n_targets, seen)
         values |= raw
         stacked = torch.stack([values[key] for key in sorted(values)]).numpy()
         # Items and interests as int32: half the memory.
@@ -173,6 +183,7 @@ class Evaluator:
         """Add how the lists spread over the catalogue and over the interests."""
         for exposure in self.exposure:
             exposure.update(ranked.items.to(self.device))
+        self._add_diversity("", ranked.items)
         n_interests = vectors.shape[1]
         if n_interests == 1:
             return
@@ -195,13 +206,32 @@ class Evaluator:
         self, candidates: Retrieved, ranked: Retrieved, targets: Ragged, n_targets: Int[Tensor, " B"]
     ) -> None:
         for weight in self.lambdas:
-            assert self.categories is not None
+            assert self.categories is not None  # without categories there are no lambdas
             chosen = rerank_diverse(candidates, self.categories, self.depth, weight) if weight else ranked
             hits, _ = find_hits(chosen.items, targets)
             for k in self.cutoffs:
                 self._mean(f"controlled/{weight}/recall@{k}", METRICS["recall"](hits, n_targets, k))
-                kinds, present = self.categories[chosen.items[:, :k]], chosen.items[:, :k] != 0
-                self._mean(f"controlled/{weight}/diversity@{k}", category_diversity(kinds, present))
+            self._add_diversity(f"controlled/{weight}/", chosen.items)
+
+    def _add_proportional(
+        self, vectors: Float[Tensor, "B K D"], targets: Ragged, n_targets: Int[Tensor, " B"], seen: Ragged | None
+    ) -> None:
+        """Add accuracy and diversity of the lists that interests fill by their shares."""
+        filled = fill_proportionally(*retrieve_each(self.index, vectors, self.depth, seen), self.depth)
+        hits, _ = find_hits(filled.items, targets)
+        used = interests_used(filled.interest, filled.items != 0, vectors.shape[1])
+        self._mean(f"proportional/interests_used@{self.depth}", used)
+        for k in self.cutoffs:
+            for name in ("recall", "ndcg"):
+                self._mean(f"proportional/{name}@{k}", METRICS[name](hits, n_targets, k))
+        self._add_diversity("proportional/", filled.items)
+
+    def _add_diversity(self, prefix: str, items: Int[Tensor, "B N"]) -> None:
+        """Add the diversity of lists by category, if categories are known."""
+        if self.categories is not None:
+            for k in self.cutoffs:
+                top = items[:, :k]
+                self._mean(f"{prefix}diversity@{k}", category_diversity(self.categories[top], top != 0))
 
     def ranking(self) -> dict[str, float]:
         """The ranking metrics: means over all users of all processes."""

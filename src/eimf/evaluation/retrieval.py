@@ -19,6 +19,7 @@ from torch import Tensor
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.data.batch import Ragged
 
+_faiss: Any = faiss  # its stubs lack the parameters of searches
 NEVER = float("-inf")
 CONTROLLED_POOL = 50
 """Fewest candidates of each interest that controllable aggregation chooses from."""
@@ -129,16 +130,50 @@ class ItemIndex:
         return index
 
     def search(
-        self, interests: Float[Tensor, "B K D"], depth: int
+        self,
+        interests: Float[Tensor, "B K D"],
+        depth: int,
+        allowed: Bool[Tensor, " I_plus_1"] | None = None,
+        *,
+        whole: bool = False,
     ) -> tuple[Float[Tensor, "B K N"], Int[Tensor, "B K N"]]:
-        """The `depth` best items of every interest (all items, if there are fewer), best first."""
+        """The `depth` best items of every interest (all items, if there are fewer), best first.
+
+        Args:
+            allowed: items that may be found; None allows all.
+            whole: visit the whole index, also if it is approximate. The lists then end early only if no other allowed
+                item exists.
+        """
         depth = min(depth, self.n_items)
         batch, count, dim = interests.shape
         queries = np.ascontiguousarray(interests.detach().float().cpu().numpy().reshape(-1, dim))
-        scores, rows = self._index.search(queries, depth)
+        # FAISS reads the bits of the rows, the lowest bit of each byte first.
+        bits = None if allowed is None else np.packbits(allowed[1:].cpu().numpy(), bitorder="little")
+        selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
+        index, parameters = self._route(selector, whole)
+        scores, rows = index.search(queries, depth, params=parameters)
         items = torch.from_numpy(rows) + 1  # "not found" (-1) becomes padding
         item_scores = torch.from_numpy(scores).masked_fill_(items == 0, NEVER)
         return item_scores.view(batch, count, depth), items.view(batch, count, depth)
+
+    def _route(self, selector: Any, whole: bool) -> tuple[Any, Any]:
+        """The FAISS index to search, and its parameters."""
+        index, inner, wrap = self._index, self._index, None
+        if isinstance(index, _faiss.IndexPreTransform):  # such as PCA before the inner index
+            inner = _faiss.downcast_index(index.index)
+            wrap = _faiss.SearchParametersPreTransform
+        if isinstance(inner, _faiss.IndexIVF):
+            parameters = _faiss.SearchParametersIVF(sel=selector, nprobe=inner.nlist if whole else inner.nprobe)
+        elif isinstance(inner, _faiss.IndexHNSW):
+            if whole and wrap is None:  # the vectors behind the graph, one after the other
+                return _faiss.downcast_index(inner.storage), _faiss.SearchParameters(sel=selector)
+            breadth = inner.ntotal if whole else inner.hnsw.efSearch
+            parameters = _faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
+        elif selector is None:
+            return index, None
+        else:
+            parameters = _faiss.SearchParameters(sel=selector)
+        return index, parameters if wrap is None else wrap(index_params=parameters)
 
 
 def _reason(error: Exception) -> str:
@@ -207,31 +242,45 @@ def is_member(items: Int[Tensor, "B C"], group: Ragged) -> Bool[Tensor, "B C"]:
 
 
 def retrieve(
-    index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, seen: Ragged | None = None, pool: int = 0
+    index: ItemIndex,
+    interests: Float[Tensor, "B K D"],
+    n: int,
+    seen: Ragged | None = None,
+    pool: int = 0,
+    allowed: Bool[Tensor, " I_plus_1"] | None = None,
 ) -> Retrieved:
-    """The n items with the largest inner product with any of a user's interests, seen ones left out if given.
+    """The n items with the largest inner product with any of a user's interests, of those that may be listed.
 
-    Exact for a flat index, ties included. Users with many seen items are searched separately, so that memory does not
-    grow with the longest history.
+    Exact for a flat index, ties included. On an approximate index, a list that would be shorter than n although more
+    items may be listed is searched for again in the whole index. Users with many seen items are searched separately, so
+    that memory does not grow with the longest history.
 
     Args:
+        seen: items of each user that may not be listed.
         pool: number of candidates of each interest, for `rerank_diverse`. If given, all of them are returned, not only
             the n best.
+        allowed: items that may be listed, for all users; None allows all.
     """
     interests = interests.detach().float().cpu()
     depth = max(n, pool)
     wanted = interests.shape[1] * min(depth, index.n_items) if pool else n
-    extra = torch.zeros(len(interests), dtype=torch.long) if seen is None else seen.lengths.cpu()
+    n_allowed = index.n_items if allowed is None else int(allowed[1:].sum())
+    seen = seen.cpu() if seen is not None else None
+    extra = torch.zeros(len(interests), dtype=torch.long) if seen is None else seen.lengths
     # Round the needed depth up to a power of two, so that there are few different depths.
     need = torch.where(extra > 0, 2 ** torch.ceil(torch.log2(extra.double().clamp(min=16))), 0).long()
     parts: list[Retrieved] = []
     rows: list[Tensor] = []
     for size in need.unique().tolist():
         chosen = (need == size).nonzero()[:, 0]
-        most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(depth + size, index.n_items)))
+        deep = max(1, min(depth + size, n_allowed))
+        most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * deep))
         for users in chosen.split(most):
-            part = None if seen is None else seen.cpu().select(users)
-            parts.append(_search(index, interests[users], wanted, depth + size, part))
+            part = None if seen is None else seen.select(users)
+            found = _search(index, interests[users], wanted, deep, part, allowed)
+            if not index.exact:
+                _complete(index, found, interests[users], min(n, n_allowed), deep, part, allowed)
+            parts.append(found)
             rows.append(users)
     if len(rows) == 1:
         return parts[0]
@@ -242,9 +291,31 @@ def retrieve(
     return Retrieved(*(torch.cat(list(values))[back] for values in zip(*parts, strict=True)))
 
 
-def _search(index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, depth: int, seen: Ragged | None) -> Retrieved:
+def retrieve_each(
+    index: ItemIndex,
+    interests: Float[Tensor, "B K D"],
+    n: int,
+    seen: Ragged | None = None,
+    allowed: Bool[Tensor, " I_plus_1"] | None = None,
+) -> tuple[Int[Tensor, "B K N"], Float[Tensor, "B K N"]]:
+    """The n best items of each interest, not merged, and their scores; otherwise as `retrieve`."""
+    batch, count, _ = interests.shape
+    own = None if seen is None else seen.cpu().select(torch.arange(batch).repeat_interleave(count))
+    alone = retrieve(index, interests.flatten(0, 1)[:, None], n, own, allowed=allowed)
+    return alone.items.view(batch, count, -1), alone.scores.view(batch, count, -1)
+
+
+def _search(
+    index: ItemIndex,
+    interests: Float[Tensor, "B K D"],
+    n: int,
+    depth: int,
+    seen: Ragged | None,
+    allowed: Bool[Tensor, " I_plus_1"] | None,
+    whole: bool = False,
+) -> Retrieved:
     """Search and merge. If scores tie at the end of an exact search, search deeper, so that no tied item is missed."""
-    scores, items = index.search(interests, depth + 1)
+    scores, items = index.search(interests, depth + 1, allowed, whole=whole)
     if scores.shape[2] <= depth:  # all items are here
         return merge(scores, items, n, seen, _ties(scores, index.n_items))
     cut = (scores[:, :, depth] == scores[:, :, depth - 1]) & (scores[:, :, depth] > NEVER)
@@ -255,10 +326,30 @@ def _search(index: ItemIndex, interests: Float[Tensor, "B K D"], n: int, depth: 
         most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(4 * depth, index.n_items)))
         for users in rows.split(most):
             part = None if seen is None else seen.select(users)
-            deeper = _search(index, interests[users], n, 4 * depth, part)
-            for whole, values in zip(retrieved, deeper, strict=True):
-                whole[users] = values
+            _put(retrieved, users, _search(index, interests[users], n, 4 * depth, part, allowed))
     return retrieved
+
+
+def _complete(
+    index: ItemIndex,
+    found: Retrieved,
+    interests: Float[Tensor, "B K D"],
+    n: int,
+    depth: int,
+    seen: Ragged | None,
+    allowed: Bool[Tensor, " I_plus_1"] | None,
+) -> None:
+    """Search the whole of an approximate index for the users with fewer than n items."""
+    short = ((found.items != 0).sum(dim=1) < n).nonzero()[:, 0]
+    for users in short.split(max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * depth))):
+        part = None if seen is None else seen.select(users)
+        _put(found, users, _search(index, interests[users], found.items.shape[1], depth, part, allowed, whole=True))
+
+
+def _put(whole: Retrieved, rows: Int[Tensor, " S"], part: Retrieved) -> None:
+    """Replace the lists of some users."""
+    for values, new in zip(whole, part, strict=True):
+        values[rows] = new
 
 
 def _ties(scores: Float[Tensor, "B K N"], n_items: int) -> Int[Tensor, " I_plus_1"] | None:
@@ -294,3 +385,39 @@ def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], 
         scores.gather(1, picks).masked_fill(ended, NEVER),
         interest.gather(1, picks).masked_fill(ended, 0),
     )
+
+
+def fill_proportionally(items: Int[Tensor, "B K N"], scores: Float[Tensor, "B K N"], n: int) -> Retrieved:
+    """Merge the lists of a user's interests so that each interest has its share of every beginning of the merged list.
+
+    The strength of an interest is the softmax, over the user's interests, of the score of its best item: what a model
+    that was trained with a softmax loss says about these items alone. The places are given by the method of
+    Sainte-Laguë: the next one goes to the interest with the largest strength / (2 * its places so far + 1), for its
+    best item that is not in the list yet.
+
+    Args:
+        items, scores: lists of each interest, as `retrieve_each` returns them, of at least n items where there are as
+            many.
+
+    Returns:
+        Lists that are not sorted by score. An item has the score with the interest that brought it.
+    """
+    batch, _, depth = items.shape
+    scores = scores.clone()
+    strength = scores[:, :, 0].double().softmax(dim=1).nan_to_num_(0.0)  # NaN: no interest has an item
+    placed = torch.zeros_like(strength)
+    picks = Retrieved(
+        items.new_zeros(batch, n), scores.new_full((batch, n), NEVER), torch.zeros(batch, n, dtype=torch.long)
+    )
+    for place in range(n):
+        best, at = scores.max(dim=2)
+        claim = (strength / (2 * placed + 1)).masked_fill(best == NEVER, -1.0)
+        interest = claim.argmax(dim=1, keepdim=True)
+        item = items.flatten(1).gather(1, interest * depth + at.gather(1, interest))
+        score = best.gather(1, interest)
+        ended = score == NEVER
+        for values, new in zip(picks, (item, score, interest), strict=True):
+            values[:, place : place + 1] = new.masked_fill(ended, NEVER if new is score else 0)
+        placed.scatter_add_(1, interest, torch.ones_like(score, dtype=placed.dtype))
+        scores.masked_fill_(items == item[:, :, None], NEVER)
+    return picks

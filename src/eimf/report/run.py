@@ -58,7 +58,7 @@ def describe_run(folder: Path) -> list[Section]:
             else "(unfiltered: the lists may hold what they have)."
         )
     )
-    keys = [key for key in summary if not key.startswith(("untied/", "raw/", *USE))]
+    keys = [key for key in summary if not key.startswith(("untied/", "raw/", "proportional/", *USE))]
     beside = [prefix for prefix in ("raw", "untied") if any(key.startswith(f"{prefix}/") for key in summary)]
     rows = tuple(
         (
@@ -84,11 +84,12 @@ def describe_run(folder: Path) -> list[Section]:
     curve = results.get("trade_off", {}).get(part, [])
     if len(curve) > 1:
         sections.append(_trade_off(curve, shown))
-    used = tuple((key, number(value)) for key, value in summary.items() if key.startswith(USE))
+    used = tuple((key, number(value)) for key, value in summary.items() if key.startswith((*USE, "proportional/")))
     if used:
         text = (
             "interest_cosine: how similar a user's interest vectors are (1: all the same). interests_used: the "
-            "effective number of interests in the list. hit_share: each interest's share of the hits."
+            "effective number of interests in the list. hit_share: each interest's share of the hits. proportional: "
+            "of lists in which each interest has its share of the places, see merge=proportional."
         )
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
     sections += _label_quality(config, prepared)

@@ -7,27 +7,49 @@ model = eimf.load("lightning_logs/demo-comirec_sa/version_0")
 for item in model.recommend(["P00017", "P00342"], n=5):
     print(item.title, item.score)
 ```
+
+A request goes through four steps: item ids become numbers, a history becomes interest vectors, the vectors retrieve
+items (`Recommender.rank`), and numbers become ids and titles again.
 """
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from eimf.backbones import Backbone, Interests
 from eimf.config.schema import Config
-from eimf.core.errors import ArtifactError, DataError
+from eimf.core.errors import ArtifactError, ConfigError, DataError
+from eimf.core.files import sha256_file
 from eimf.data.batch import Ragged
 from eimf.data.prepared import leaf_categories
-from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
-from eimf.runs.folder import ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.evaluation.retrieval import (
+    CONTROLLED_POOL,
+    NEVER,
+    ItemIndex,
+    Retrieved,
+    fill_proportionally,
+    rerank_diverse,
+    retrieve,
+    retrieve_each,
+)
+from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
 
-__all__ = ["Recommendation", "Recommender", "load"]
+__all__ = ["ListOptions", "Recommendation", "Recommendations", "Recommender", "load"]
+
+POPULAR = -1
+"""In place of an interest: the item is there because it is popular."""
+_MASKS_KEPT = 16
 
 
 class Recommendation(NamedTuple):
@@ -36,12 +58,77 @@ class Recommendation(NamedTuple):
     item_id: str
     title: str
     score: float
-    interest: int
-    """The interest (from 0) that retrieved it."""
+    """Inner product with the interest; of a popular item, its number of training interactions; of a similar item, the
+    cosine."""
+    interest: int | None
+    """The interest (from 0) that retrieved it. None: no interest did, the item is popular or similar."""
+
+
+class Recommendations(list[Recommendation]):
+    """A list of items, best first.
+
+    Attributes:
+        skipped: how many items of the history are not in the catalogue and were left out.
+        fallback: the history had no known item, so that the list is of the most popular items of the training data.
+    """
+
+    def __init__(self, items: Iterable[Recommendation] = (), skipped: int = 0, fallback: bool = False) -> None:
+        super().__init__(items)
+        self.skipped, self.fallback = skipped, fallback
+
+
+@dataclass(frozen=True, eq=False)
+class ListOptions:
+    """What a list may hold, and how it is put together. Python, the command line and HTTP share it.
+
+    Raises:
+        ConfigError: a value is out of range, or two do not go together.
+    """
+
+    n: int = 10
+    """Length of the list; it is shorter only if fewer items may be listed."""
+    filter_seen: bool | None = None
+    """Leave out the items of the history; None: as in the run's evaluation."""
+    allow: Conditions = None
+    """Conditions that each item must meet, see `eimf.serving.filters`."""
+    deny: Conditions = None
+    """Conditions of which each item must meet none."""
+    merge: Literal["best", "proportional"] = "best"
+    """How the interests' lists become one: by each item's best score, or by the interests' shares, see
+    `eimf.evaluation.retrieval.fill_proportionally`."""
+    diversity: float = 0.0
+    """Weight of ComiRec's controllable aggregation by category; 0 ranks by score alone."""
+    by_interest: bool = False
+    """A list for each interest, instead of one merged list."""
+    unknown: Literal["skip", "error"] = "skip"
+    """Items of a history that are not in the catalogue are left out and counted, or refused."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+            raise ConfigError(f"n: must be a whole number from 1, is {self.n!r}.")
+        if self.filter_seen not in (None, True, False):
+            raise ConfigError(f"filter_seen: must be true, false or null, is {self.filter_seen!r}.")
+        for name, choices in (("merge", ("best", "proportional")), ("unknown", ("skip", "error"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: must be {' or '.join(choices)}, is {getattr(self, name)!r}.")
+        number = isinstance(self.diversity, int | float) and not isinstance(self.diversity, bool)
+        if not number or not math.isfinite(self.diversity) or self.diversity < 0:
+            raise ConfigError(f"diversity: must be a number from 0, is {self.diversity!r}.")
+        if self.diversity and (self.merge != "best" or self.by_interest):
+            raise ConfigError("diversity: has an effect on lists merged by best score only; set it to 0.")
+        if self.by_interest and self.merge != "best":
+            raise ConfigError("merge: has no effect on lists by interest; leave one of them out.")
 
 
 class Recommender:
-    """A trained backbone with its catalogue and a retrieval index. Safe to share between threads for reading."""
+    """A trained backbone with its catalogue and a retrieval index. Safe to share between threads.
+
+    Args:
+        items: `item_idx, item_id, title, categories` of the catalogue, and any other columns to filter by; `count` has
+            the number of training interactions, for users without a history.
+        filters_seen: whether lists leave out the items of the history by default.
+        about: plain values that describe the run, such as digests.
+    """
 
     def __init__(
         self,
@@ -50,19 +137,35 @@ class Recommender:
         items: polars.DataFrame,
         index: ItemIndex,
         filters_seen: bool = True,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
         self._titles = ["", *items["title"]]
         self._ids = ["", *items["item_id"]]
         self._categories = torch.from_numpy(leaf_categories(items)).long()
-        self.index, self.filters_seen = index, filters_seen
+        self.index, self.filters_seen, self.about = index, filters_seen, about or {}
+        self._masks: dict[Key, Bool[Tensor, " I_plus_1"] | None] = {}
+        self._lengths: Float[np.ndarray, " I"] | None = None
 
     @property
     def n_interests(self) -> int:
         """K: the number of interest lists that `recommend_by_interest` gives."""
         with torch.inference_mode():
             return self.backbone(torch.zeros(1, 1, dtype=torch.long)).vectors.shape[1]
+
+    def with_columns(self, table: polars.DataFrame) -> "Recommender":
+        """The same model with further columns of the items to filter by, such as stock.
+
+        Args:
+            table: keyed by `item_id`, see `eimf.serving.filters.join_columns`.
+
+        Raises:
+            DataError: `item_id` is missing or repeated.
+        """
+        other = copy.copy(self)
+        other.items, other._masks = join_columns(self.items, table), {}
+        return other
 
     def title(self, item_id: str) -> str:
         """Title of an item, empty where unknown."""
@@ -93,14 +196,9 @@ class Recommender:
         """
         if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
             raise DataError("histories: must be a list of lists of item ids, such as [['P1', 'P2'], ['P3']].")
-        length = self.config.data.max_len
-        rows = [self._numbers(history)[-length:] for history in histories]
-        padded = torch.zeros(len(rows), length, dtype=torch.long)
-        for row, numbers in enumerate(rows):
-            padded[row, length - len(numbers) :] = torch.tensor(numbers)
-        with torch.inference_mode():
-            parts = [self.backbone(part).vectors.float() for part in padded.split(batch_size)]
-        if not parts:
+        rows = Ragged.of([self._known(history) for history in histories])
+        parts = [self._vectors(rows.select(part)) for part in torch.arange(len(histories)).split(batch_size)]
+        if not len(histories):
             return np.zeros((0, self.n_interests, self.backbone.embed_dim), np.float32)
         return torch.cat(parts).numpy()
 
@@ -119,80 +217,236 @@ class Recommender:
         return earlier + [0 if interests.vectors.shape[1] == 1 else None] * recent
 
     def _extract(self, history: Sequence[str]) -> Interests:
-        numbers = torch.tensor([self._numbers(history)])
+        numbers = torch.tensor([self._known(history)])
         with torch.inference_mode():
             return self.backbone(numbers[:, -self.config.data.max_len :])
 
-    def _numbers(self, history: Sequence[str]) -> list[int]:
-        """Numbers of the items of a history."""
+    def _vectors(self, histories: Ragged) -> Float[Tensor, "B K D"]:
+        """Interest vectors of histories of numbers, none of them empty."""
+        length = self.config.data.max_len
+        width = min(length, max(histories.lengths.tolist(), default=1))
+        padded = torch.zeros(len(histories.lengths), width, dtype=torch.long)
+        from_end = histories.offsets[1:][histories.owners] - torch.arange(len(histories.values))
+        recent = from_end <= width
+        padded[histories.owners[recent], width - from_end[recent]] = histories.values[recent]
+        with torch.inference_mode():
+            return self.backbone(padded).vectors.float()
+
+    def _known(self, history: Sequence[str]) -> list[int]:
+        """Numbers of the items of a history that may be neither empty nor have unknown items."""
+        numbers, _ = self.numbers(history, "error")
+        if not numbers:
+            raise DataError("history: is empty; give at least one item id, oldest first.")
+        return numbers
+
+    def numbers(self, history: Sequence[str], unknown: Literal["skip", "error"] = "skip") -> tuple[list[int], int]:
+        """Numbers of the known items of a history, and how many unknown ones were left out.
+
+        Raises:
+            DataError: the history is no list, or has an unknown item and `unknown` is `error`.
+        """
         if isinstance(history, str):
             raise DataError(
                 f"history: must be a list of item ids, oldest first, is the text {history!r}; give [{history!r}]."
             )
-        if len(history) == 0:
-            raise DataError("history: is empty; give at least one item id, oldest first.")
-        unknown = [item for item in history if item not in self._number]
-        if unknown:
+        numbers = [self._number[item] for item in history if item in self._number]
+        if unknown == "error" and len(numbers) < len(history):
+            missing = [item for item in history if item not in self._number]
             known = ", ".join(map(repr, self.items["item_id"].head(3)))
             raise DataError(
-                f"history: {', '.join(map(repr, unknown[:5]))} not in the catalogue of {len(self.items)} items that "
+                f"history: {', '.join(map(repr, missing[:5]))} not in the catalogue of {len(self.items)} items that "
                 f"the model was trained on (its ids look like {known}); leave unknown items out."
             )
-        return [self._number[item] for item in history]
+        return numbers, len(history) - len(numbers)
 
     def recommend(
-        self, history: Sequence[str], n: int = 10, *, filter_seen: bool | None = None, diversity: float = 0.0
-    ) -> list[Recommendation]:
+        self,
+        history: Sequence[str],
+        n: int = 10,
+        *,
+        filter_seen: bool | None = None,
+        diversity: float = 0.0,
+        allow: Conditions = None,
+        deny: Conditions = None,
+        merge: Literal["best", "proportional"] = "best",
+        unknown: Literal["skip", "error"] = "skip",
+    ) -> Recommendations:
         """The n best items for a history, over all interests.
 
         Args:
-            history: item ids, oldest first; the user need not have been in the training data.
-            filter_seen: leave out the items of the history; None: as in the run's evaluation.
-            diversity: weight of ComiRec's controllable aggregation by category; 0 ranks by score alone.
+            history: item ids, oldest first; the user need not have been in the training data. Without any known item,
+                the list is of the most popular items of the training data, and marked (`fallback`).
+            n, filter_seen, diversity, allow, deny, merge, unknown: see `ListOptions`.
 
         Raises:
-            DataError: the history is empty or has an unknown item.
+            ConfigError, DataError: see the message.
         """
-        vectors = self.interests(history)[None]
-        seen = self._seen(history) if self._filters(filter_seen) else None
-        ranked = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if diversity else 0)
-        if diversity:
-            ranked = rerank_diverse(ranked, self._categories, n, diversity)
-        return self._named(ranked.items[0], ranked.scores[0], ranked.interest[0])
+        options = ListOptions(n, filter_seen, allow, deny, merge, diversity, unknown=unknown)
+        return self.answer([history], options)[0][0]
 
     def recommend_by_interest(
-        self, history: Sequence[str], n: int = 10, *, filter_seen: bool | None = None
-    ) -> list[list[Recommendation]]:
-        """The n best items of each interest; an item may be in several lists.
+        self,
+        history: Sequence[str],
+        n: int = 10,
+        *,
+        filter_seen: bool | None = None,
+        allow: Conditions = None,
+        deny: Conditions = None,
+        unknown: Literal["skip", "error"] = "skip",
+    ) -> list[Recommendations]:
+        """The n best items of each interest; an item may be in several lists. A history without any known item gives
+        one list, of popular items.
 
         Raises:
-            DataError: the history is empty or has an unknown item.
+            ConfigError, DataError: see the message.
         """
-        vectors = self.interests(history)[:, None]  # each interest as a separate user
-        seen = self._seen(history, len(vectors)) if self._filters(filter_seen) else None
-        ranked = retrieve(self.index, vectors, n, seen)
+        options = ListOptions(n, filter_seen, allow, deny, by_interest=True, unknown=unknown)
+        return self.answer([history], options)[0]
+
+    def answer(self, histories: Sequence[Sequence[str]], options: ListOptions) -> list[list[Recommendations]]:
+        """Lists for many histories at once: for each, one merged list, or one for each interest.
+
+        Raises:
+            ConfigError, DataError: see the message.
+        """
+        known = [self.numbers(history, options.unknown) for history in histories]
+        ranked = self.rank(Ragged.of([numbers for numbers, _ in known]), options)
+        rows = len(ranked.items) // max(1, len(known))
+        lists = []
+        for row, (numbers, skipped) in enumerate(known):
+            places = range(row * rows, (row + 1) * rows if numbers else row * rows + 1)
+            lists.append([Recommendations(self._named(ranked, place), skipped, not numbers) for place in places])
+        return lists
+
+    def rank(self, histories: Ragged, options: ListOptions) -> Retrieved:
+        """Ranked numbers of items for histories of numbers; the step between `numbers` and names.
+
+        Returns:
+            A row for each history; with `options.by_interest`, K rows for each. The interest is `POPULAR` in the list
+            of an empty history, which is the first of its rows; the others have no items then.
+
+        Raises:
+            ConfigError, DataError: see the message.
+        """
+        allowed = self._allowed(options)
+        full = histories.lengths > 0
+        if bool(full.all()) and len(full):
+            return self._retrieve(self._vectors(histories), histories, options, allowed)
+        rows = self.n_interests if options.by_interest else 1
+        empty = torch.zeros(len(full), rows, options.n)
+        whole = Retrieved(empty.long(), empty + NEVER, empty.long())
+        if bool(full.any()):
+            some = histories.select(full.nonzero()[:, 0])
+            found = self._retrieve(self._vectors(some), some, options, allowed)
+            for values, new in zip(whole, found, strict=True):
+                values[full] = new.view(-1, rows, options.n)
+        if not bool(full.all()):
+            items, counts = self._popular(options.n, allowed)
+            whole.items[~full, 0], whole.scores[~full, 0], whole.interest[~full, 0] = items, counts, POPULAR
+        return Retrieved(*(values.flatten(0, 1) for values in whole))
+
+    def _retrieve(
+        self,
+        vectors: Float[Tensor, "B K D"],
+        histories: Ragged,
+        options: ListOptions,
+        allowed: Bool[Tensor, " I_plus_1"] | None,
+    ) -> Retrieved:
+        """Lists for interest vectors, see `rank`.
+
+        Args:
+            histories: what the users have, left out if the options say so.
+        """
+        n = options.n
+        seen = histories if (self.filters_seen if options.filter_seen is None else options.filter_seen) else None
+        if options.by_interest or options.merge == "proportional":
+            items, scores = retrieve_each(self.index, vectors, n, seen, allowed)
+            if options.merge == "proportional":
+                return fill_proportionally(items, scores, n)
+            interest = torch.arange(items.shape[1])[:, None].expand_as(items)
+            return Retrieved(items.flatten(0, 1), scores.flatten(0, 1), interest.flatten(0, 1))
+        ranked = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if options.diversity else 0, allowed)
+        if options.diversity:
+            ranked = rerank_diverse(ranked, self._categories, n, options.diversity)
+        short = n - ranked.items.shape[1]
+        if short > 0:  # the whole catalogue was not enough for the choice of diverse items
+            pad = torch.nn.functional.pad
+            ranked = Retrieved(
+                pad(ranked.items, (0, short)),
+                pad(ranked.scores, (0, short), value=NEVER),
+                pad(ranked.interest, (0, short)),
+            )
+        return ranked
+
+    def _allowed(self, options: ListOptions) -> Bool[Tensor, " I_plus_1"] | None:
+        """The items that the options allow; the last few masks are kept."""
+        key = filter_key(options.allow, options.deny)
+        if key not in self._masks:
+            mask = allowed_items(self.items, options.allow, options.deny)
+            if len(self._masks) >= _MASKS_KEPT:
+                self._masks = {}
+            self._masks[key] = mask
+            return mask
+        return self._masks.get(key)
+
+    def _popular(self, n: int, allowed: Bool[Tensor, " I_plus_1"] | None) -> tuple[Tensor, Tensor]:
+        """The n most popular items of the training data, and their counts; 0 and -inf where there are no more."""
+        if "count" not in self.items.columns:
+            raise DataError(
+                "history: has no known item, and this run does not have the items' counts for a list of popular ones "
+                "(it was trained by an earlier version); give a known item, or train again from its config.yaml."
+            )
+        counts = torch.from_numpy(self.items["count"].to_numpy().astype(np.float32))
+        if allowed is not None:
+            counts = counts.masked_fill(~allowed[1:], NEVER)
+        order = counts.sort(descending=True, stable=True).indices[:n]
+        short = n - len(order)
+        best = counts[order]
+        items = (order + 1).masked_fill(best == NEVER, 0)
+        return torch.nn.functional.pad(items, (0, short)), torch.nn.functional.pad(best, (0, short), value=NEVER)
+
+    def similar_items(
+        self, item_id: str, n: int = 10, *, allow: Conditions = None, deny: Conditions = None
+    ) -> Recommendations:
+        """The n items whose vectors have the largest cosine with that of an item, which is left out. Exact.
+
+        Raises:
+            ConfigError: see `ListOptions`.
+            DataError: the item is not in the catalogue.
+        """
+        allowed = self._allowed(options := ListOptions(n, allow=allow, deny=deny))
+        row = self.numbers([item_id], "error")[0][0] - 1
+        vectors, lengths = self.item_vectors(), self._lengths
+        if lengths is None:
+            self._lengths = lengths = np.linalg.norm(vectors, axis=1).clip(1e-12)
+        cosines = torch.from_numpy(vectors @ vectors[row] / (lengths * lengths[row]))
+        cosines[row] = NEVER
+        if allowed is not None:
+            cosines.masked_fill_(~allowed[1:], NEVER)
+        best = cosines.topk(min(options.n, len(cosines)))
+        items = (best.indices + 1).masked_fill(best.values == NEVER, 0)
+        return Recommendations(
+            self._named(Retrieved(items[None], best.values[None], torch.full_like(items, POPULAR)[None]), 0)
+        )
+
+    def _named(self, ranked: Retrieved, row: int) -> list[Recommendation]:
+        rows = zip(*(values[row].tolist() for values in ranked), strict=True)
         return [
-            self._named(ranked.items[k], ranked.scores[k], torch.full_like(ranked.items[k], k))
-            for k in range(len(vectors))
+            Recommendation(self._ids[item], self._titles[item], score, k if k != POPULAR else None)
+            for item, score, k in rows
+            if item
         ]
 
-    def _filters(self, asked: bool | None) -> bool:
-        return self.filters_seen if asked is None else asked
 
-    def _seen(self, history: Sequence[str], rows: int = 1) -> Ragged:
-        """The items of a history, repeated for each row."""
-        return Ragged.of([[self._number[item] for item in history]] * rows)
-
-    def _named(self, items: torch.Tensor, scores: torch.Tensor, interest: torch.Tensor) -> list[Recommendation]:
-        rows = zip(items.tolist(), scores.tolist(), interest.tolist(), strict=True)
-        return [Recommendation(self._ids[item], self._titles[item], score, k) for item, score, k in rows if item]
-
-
-def load(run: str | PathLike[str]) -> Recommender:
+def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFrame | None = None) -> Recommender:
     """Load a run folder for serving; needs nothing but the folder.
+
+    Args:
+        columns: a table (or its file: CSV, Parquet, JSON lines) keyed by `item_id`, with further columns to filter by.
 
     Raises:
         ArtifactError: the folder is not a finished run, or its files are of different runs.
+        DataError: the table cannot be read, or its `item_id` is missing or repeated.
     """
     folder = Path(run)
     checkpoint = read_checkpoint(folder)
@@ -206,4 +460,9 @@ def load(run: str | PathLike[str]) -> Recommender:
     backbone, config = restore_backbone(checkpoint, folder)
     with torch.inference_mode():
         index = open_index(folder, backbone.item_vectors().float().numpy())
-    return Recommender(backbone, config, items, index, origin.get("filter_seen", True))
+    about = {name: origin.get(name, "") for name in ("data_digest", "package_version")}
+    about |= {"run": str(folder), "checkpoint_sha256": sha256_file(folder / BEST)}
+    model = Recommender(backbone, config, items, index, origin.get("filter_seen", True), about)
+    if columns is None:
+        return model
+    return model.with_columns(columns if isinstance(columns, polars.DataFrame) else read_columns(Path(columns)))

@@ -4,17 +4,19 @@ import logging
 from contextlib import nullcontext
 from pathlib import Path
 
+import polars
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from eimf.config.load import load, to_dict, to_yaml
-from eimf.config.schema import Config
+from eimf.config.schema import Config, SplitConfig
 from eimf.core.errors import ArtifactError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
 from eimf.core.version import VERSION
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
+from eimf.data.splits import split_sequences
 from eimf.labels.source import label_source
 from eimf.runs.folder import (
     BEST,
@@ -61,10 +63,11 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
             f"now); restore them, or start again with eimf train {resume}/config.yaml."
         )
     first = is_first_process()
+    items = with_counts(prepared, config.split)  # before the folder is made: it refuses data that cannot be split
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
     if resume is None and first:
         write_text_atomic(folder / "config.yaml", to_yaml(config))
-        write_frame(prepared.items, folder / "items.parquet")
+        write_frame(items, folder / "items.parquet")
         provenance = describe_run(config, prepared.digest, labels)
         write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
     held = "another process trains this run; wait for it or end it."
@@ -127,6 +130,12 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
             log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
     return Run(folder, results)
+
+
+def with_counts(prepared: Prepared, split: SplitConfig) -> polars.DataFrame:
+    """The items with their numbers of training interactions, as `count`. Serving lists popular items by it."""
+    counts = split_sequences(prepared.sequences, split).item_counts(prepared.sequences, prepared.n_items)
+    return prepared.items.with_columns(polars.Series("count", counts[1:], dtype=polars.Int64))
 
 
 def run_callbacks(config: Config, folder: Path) -> list[Callback]:

@@ -1,0 +1,185 @@
+"""Recommenders: filters, unknown items, empty histories, shares of interests, similar items."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars
+import pytest
+
+from eimf.cli.main import main
+from eimf.config.load import load as load_config
+from eimf.core.errors import ConfigError, DataError
+from eimf.data.prepared import Prepared
+from eimf.data.splits import split_sequences
+from eimf.serving.recommender import ListOptions, Recommender, load
+from tests.conftest import replace_items
+
+HISTORY = ["P00003", "P00005", "P00008"]
+
+
+def by_hand(model: Recommender, history: list[str], may: polars.Series) -> list[str]:
+    """Ids of the allowed items that are not in the history, by best inner product."""
+    scores = (model.item_vectors() @ model.encode([history])[0].T).max(axis=1)
+    order = model.items["item_id"].gather(np.argsort(-scores)).to_list()
+    listed = set(model.items.filter(may)["item_id"]) - set(history)
+    return [item for item in order if item in listed]
+
+
+def test_filters_are_exact(model: Recommender) -> None:
+    category = model.items["categories"][0][-1]
+    stock, kinds = model.items["stock"], model.items["categories"].list.contains(category)
+    some = model.items["item_id"].gather([1, 5, 50]).to_list()
+    for allow, deny, may in (
+        ({"stock": {"min": 1}}, None, stock >= 1),
+        ({"category": category}, None, kinds),
+        ({"category": category, "stock": [2, 3]}, None, kinds & stock.is_in([2, 3])),
+        (None, {"category": category, "stock": 0}, ~kinds & (stock != 0)),
+        (some, None, model.items["item_id"].is_in(some)),
+        (None, some, ~model.items["item_id"].is_in(some)),
+        ([], None, stock < 0),
+    ):
+        wanted = by_hand(model, HISTORY, may)
+        for n in (1, 10, 500):
+            found = model.recommend(HISTORY, n, allow=allow, deny=deny)
+            assert [one.item_id for one in found] == wanted[:n]
+        for each in model.recommend_by_interest(HISTORY, 500, allow=allow, deny=deny):
+            assert {one.item_id for one in each} == set(wanted)
+        shares = model.recommend(HISTORY, 500, allow=allow, deny=deny, merge="proportional")
+        assert {one.item_id for one in shares} == set(wanted)
+        diverse = model.recommend(HISTORY, 500, allow=allow, deny=deny, diversity=0.2)
+        assert {one.item_id for one in diverse} == set(wanted)
+
+
+def test_unknown_items_are_skipped_and_counted(model: Recommender) -> None:
+    found = model.recommend(["nope", *HISTORY, "gone"])
+    assert found == model.recommend(HISTORY)
+    assert (found.skipped, found.fallback) == (2, False)
+    assert [each.skipped for each in model.recommend_by_interest(["nope", *HISTORY])] == [1] * model.n_interests
+    with pytest.raises(DataError, match=r"history: 'nope' not in the catalogue .* leave unknown items out"):
+        model.recommend(["nope", *HISTORY], unknown="error")
+    with pytest.raises(DataError, match="history: must be a list of item ids"):
+        model.recommend("P00003")
+
+
+def test_an_empty_history_gets_what_is_popular_in_training(
+    model: Recommender, tiny: Prepared, run_folder: Path
+) -> None:
+    split = split_sequences(tiny.sequences, load_config(run_folder / "config.yaml").split)
+    counts = split.item_counts(tiny.sequences, tiny.n_items)[1:]
+    assert model.items["count"].to_list() == counts.tolist()
+    assert counts.sum() < len(tiny.sequences.items)  # what is held out does not count
+    order = np.argsort(-counts, kind="stable")
+    for history in ([], ["nope"]):
+        found = model.recommend(history, 7)
+        assert [one.item_id for one in found] == tiny.items["item_id"].gather(order[:7]).to_list()
+        assert [one.score for one in found] == counts[order[:7]].tolist()
+        assert {one.interest for one in found} == {None}
+        assert (found.fallback, found.skipped) == (True, len(history))
+        assert model.recommend_by_interest(history, 7) == [found]
+    stocked = [row for row in order if model.items["stock"][int(row)] >= 3]
+    found = model.recommend([], 500, allow={"stock": {"min": 3}})
+    assert [one.item_id for one in found] == tiny.items["item_id"].gather(stocked).to_list()
+
+
+def test_a_batch_answers_as_one_by_one(model: Recommender) -> None:
+    histories = [HISTORY, [], HISTORY[:1], ["nope"], ["nope", *HISTORY * 30]]
+    for options in (
+        ListOptions(6),
+        ListOptions(6, by_interest=True),
+        ListOptions(6, merge="proportional", filter_seen=False),
+        ListOptions(6, diversity=0.5, allow={"stock": {"min": 2}}),
+    ):
+        together = model.answer(histories, options)
+        assert len(together) == len(histories)
+        for history, lists in zip(histories, together, strict=True):
+            (alone,) = model.answer([history], options)
+            assert [[one.item_id for one in each] for each in lists] == [
+                [one.item_id for one in each] for each in alone
+            ]
+            assert [one.skipped for one in lists] == [one.skipped for one in alone]
+        assert [lists[0].fallback for lists in together] == [False, True, False, True, False]
+    assert model.answer([], ListOptions()) == []
+
+
+def test_a_run_without_counts_says_so(run_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    earlier = shutil.copytree(run_folder, tmp_path / "earlier")
+    replace_items(earlier, polars.read_parquet(earlier / "items.parquet").drop("count"))
+    model = load(earlier)
+    assert len(model.recommend(HISTORY)) == 10
+    with pytest.raises(DataError, match="does not have the items' counts .* train again from its config.yaml"):
+        model.recommend([])
+
+
+def test_similar_items_have_the_largest_cosines(model: Recommender) -> None:
+    vectors = model.item_vectors()
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = model.items["item_id"]
+    own = ids.index_of("P00005")
+    assert own is not None
+    order = np.argsort(-(unit @ unit[own]))
+    found = model.similar_items("P00005", 500)
+    assert [one.item_id for one in found] == [ids[int(row)] for row in order if row != own]
+    assert found[0].score == pytest.approx(float(unit[own] @ unit[order[1]]), abs=1e-5)
+    few = model.similar_items("P00005", 3, deny={"stock": 0})
+    empty = set(model.items.filter(polars.col("stock") == 0)["item_id"])
+    assert few == [one for one in found if one.item_id not in empty][:3]
+    with pytest.raises(DataError, match="'nope' not in the catalogue"):
+        model.similar_items("nope")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n: must be a whole number from 1, is 0"),
+        ({"n": 2.5}, "n: must be a whole number"),
+        ({"filter_seen": "yes"}, "filter_seen: must be true, false or null"),
+        ({"merge": "worst"}, "merge: must be best or proportional, is 'worst'"),
+        ({"unknown": "keep"}, "unknown: must be skip or error"),
+        ({"diversity": -1}, "diversity: must be a number from 0"),
+        ({"diversity": float("nan")}, "diversity: must be a number from 0"),
+        ({"diversity": 1, "merge": "proportional"}, "diversity: has an effect on lists merged by best score only"),
+        ({"by_interest": True, "merge": "proportional"}, "merge: has no effect on lists by interest"),
+    ],
+    ids=str,
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ListOptions(**options)
+
+
+def printed(text: str, title: str) -> list[str]:
+    """The item ids of a printed table."""
+    return re.findall(r"P\d{5}", text.split(title, 1)[1].split("\n\n")[0])
+
+
+def test_the_command_line_gives_the_same(
+    model: Recommender, run_folder: Path, stock: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["recommend", str(run_folder), "--columns", str(stock), "-n", "5"]
+    filters = ["--allow", "stock>=2", "--deny", "item_id=P00001,P00002"]
+    rules: dict[str, Any] = {"allow": {"stock": {"min": 2}}, "deny": ["P00001", "P00002"]}
+    cases: list[tuple[list[str], dict[str, Any]]] = [([], {}), (["--merge", "proportional"], {"merge": "proportional"})]
+    for extra, options in cases:
+        assert main([*base, "--history", ",".join([*HISTORY, "nope"]), *filters, *extra]) == 0
+        text = capsys.readouterr().out
+        wanted = [one.item_id for one in model.recommend(HISTORY, 5, **rules, **options)]
+        assert printed(text, "merged") == wanted
+        assert "1 items of the history are not in the catalogue" in text
+    assert main([*base, "--history", "nope", *filters]) == 0
+    text = capsys.readouterr().out
+    assert printed(text, "merged") == [one.item_id for one in model.recommend([], 5, **rules)]
+    assert "these are popular items of the training data" in text
+    assert main(["similar", str(run_folder), "P00005", "--columns", str(stock), "-n", "5", *filters]) == 0
+    wanted = [one.item_id for one in model.similar_items("P00005", 5, **rules)]
+    assert printed(capsys.readouterr().out, "cosine") == wanted
+    for arguments, message in (
+        (["--history", "nope", "--unknown", "error"], "history: 'nope' not in the catalogue"),
+        (["--history", "P00003", "-n", "0"], "n: must be a whole number from 1, is 0"),
+        (["--history", "P00003", "--allow", "stok>=1"], "no column 'stok' (did you mean 'stock'?)"),
+    ):
+        assert main([*base, *arguments]) == 2
+        assert message in capsys.readouterr().err
