@@ -295,3 +295,22 @@ def test_table_reader_without_items(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("user_id,item_id,timestamp\na,b,1\n")
     assert table.read(own(path), path, None).items.is_empty()
+
+
+def test_what_is_no_id_is_none_in_json_lines_and_parquet(tmp_path: Path) -> None:
+    lines = [
+        '{"user_id": "u", "item_id": ["c"], "timestamp": 1}',
+        '{"user_id": true, "item_id": "a", "timestamp": 2}',
+        '{"user_id": "u", "item_id": {"a": 1}, "timestamp": 3}',
+        '{"user_id": "u\\ud800", "item_id": "[a]", "timestamp": 4}',
+    ]
+    (tmp_path / "o.jsonl").write_text("\n".join(lines))
+    repairs: dict[str, int] = {}
+    rows = table.read_interactions(TableConfig(name="t"), tmp_path / "o.jsonl", repairs)
+    assert rows.user_ids[rows.user].to_list() == ["u?"]
+    assert rows.item_ids[rows.item].to_list() == ["[a]"]
+    assert repairs == {"rows without a user, an item or a readable time (dropped)": 3}
+    frame = polars.DataFrame({"user_id": ["u", "u"], "item_id": [1.0, float("nan")], "timestamp": [1, 2]})
+    frame.write_parquet(tmp_path / "o.parquet")
+    rows = table.read_interactions(TableConfig(name="t"), tmp_path / "o.parquet", repairs)
+    assert rows.item_ids[rows.item].to_list() == ["1"]

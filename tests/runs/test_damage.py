@@ -83,6 +83,20 @@ def test_a_flipped_bit_in_the_weights_is_noticed(folder: Path, tmp_path: Path) -
         read_frame(run / "missing.parquet")
 
 
+def test_a_best_checkpoint_that_was_damaged_before_a_resumption_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    data = (run / "checkpoints" / "best.ckpt").read_bytes()
+    for damaged in (data[:100], data.replace(b"weight", b"height"), b""):
+        (run / "checkpoints" / "best.ckpt").write_bytes(damaged)
+        assert main(["train", "--resume", str(run)]) == 2
+        error = capsys.readouterr().err
+        assert "best.ckpt: cannot be loaded" in error
+        assert error.count("\n") == 1
+
+
 def test_a_changed_setting_is_refused_by_resume_and_evaluate(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

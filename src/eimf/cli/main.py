@@ -29,11 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EimfError as error:
         print(f"eimf: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "eimf: interrupted; a training run continues with eimf train --resume RUN, others by the same command",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as error:  # a training run says how to continue
+        print(f"eimf: interrupted; {error or 'the same command continues'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, for example `head`, has gone
         sys.stderr.close()

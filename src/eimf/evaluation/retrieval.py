@@ -6,6 +6,7 @@ depend on the cut-offs, the batch or any counts.
 Shapes: B users, K interests, N retrieved items, C candidates before merging.
 """
 
+import errno
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eimf.core.errors import ArtifactError, ConfigError
+from eimf.core.files import replacing
 from eimf.data.batch import Ragged
 
 _faiss: Any = faiss  # its stubs lack the parameters of searches
@@ -102,15 +104,11 @@ class ItemIndex:
         Raises:
             ArtifactError: the file cannot be written.
         """
-        work = path.with_name(f".{path.name}.partial")
-        try:
-            faiss.write_index(self._index, str(work))
-            work.replace(path)
-        except (OSError, RuntimeError) as error:
-            reason = _last_line(error)
-            raise ArtifactError(f"{path}: could not be written ({reason}); free some disk space.") from None
-        finally:
-            work.unlink(missing_ok=True)
+        with replacing(path) as work:
+            try:
+                faiss.write_index(self._index, str(work))
+            except RuntimeError as error:  # faiss keeps no reason of the operating system's
+                raise OSError(errno.ENOSPC, "the disk is full, or refuses") from error
 
     @classmethod
     def load(cls, path: Path) -> "ItemIndex":

@@ -124,7 +124,15 @@ def read_checkpoint(folder: Path, name: str = BEST) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, damaged, or not written by EIMF.
     """
-    path = folder / name
+    return open_checkpoint(folder / name)
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """The same of a checkpoint's path.
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by EIMF.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
     try:

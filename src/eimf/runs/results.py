@@ -11,7 +11,7 @@ import polars
 import torch
 
 from eimf.config.schema import Config
-from eimf.core.files import replacing, write_json_atomic
+from eimf.core.files import replacing, write_json_atomic, write_parquet
 from eimf.core.version import VERSION
 from eimf.data.prepared import Prepared
 from eimf.evaluation.evaluator import Evaluation
@@ -92,4 +92,4 @@ def write_frame(frame: polars.DataFrame, path: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     with replacing(path) as work:
-        frame.write_parquet(work)
+        write_parquet(frame, work)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import polars
 import pytorch_lightning as pl
-import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
@@ -22,7 +21,7 @@ from eimf.evaluation.evaluator import Evaluation
 from eimf.evaluation.groups import distance_to_labelled, group_users
 from eimf.labels.source import read_labels
 from eimf.labels.typical import user_vectors
-from eimf.runs.folder import BEST, ORIGIN, check_config, check_data, read_checkpoint
+from eimf.runs.folder import BEST, ORIGIN, check_config, check_data, open_checkpoint, read_checkpoint
 from eimf.training.build import build_data, build_model, build_trainer, quiet_lightning
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
@@ -108,9 +107,9 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
     """Load a checkpoint's weights into a model; a model without auxiliary tasks loads only those of the backbone.
 
     Raises:
-        ArtifactError: they do not fit.
+        ArtifactError: the file is damaged, or the weights do not fit.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    state = open_checkpoint(path)["state_dict"]
     if model.tasks is None:
         state = {name: value for name, value in state.items() if name.startswith("backbone.")}
     try:

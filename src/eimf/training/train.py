@@ -1,7 +1,10 @@
 """Runs one experiment: prepare the data, train, keep the best checkpoint, evaluate it, write the results."""
 
 import logging
-from contextlib import nullcontext
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import polars
@@ -65,14 +68,38 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
     first = is_first_process()
     items = with_counts(prepared, config.split)  # before the folder is made: it refuses data that cannot be split
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
-    if resume is None and first:
-        write_text_atomic(folder / "config.yaml", to_yaml(config))
-        write_frame(items, folder / "items.parquet")
-        provenance = describe_run(config, prepared.digest, labels)
-        write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
-    held = "another process trains this run; wait for it or end it."
-    with lock(folder / LOCK, held) if first else nullcontext():
-        return _train_in(folder, config, prepared, labels, resume is not None)
+    with _keeping_what_counts(folder) if first else nullcontext():
+        if resume is None and first:
+            write_text_atomic(folder / "config.yaml", to_yaml(config))
+            write_frame(items, folder / "items.parquet")
+            provenance = describe_run(config, prepared.digest, labels)
+            write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
+        held = "another process trains this run; wait for it or end it."
+        with lock(folder / LOCK, held) if first else nullcontext():
+            return _train_in(folder, config, prepared, labels, resume is not None)
+
+
+@contextmanager
+def _keeping_what_counts(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that fails or is interrupted before its first checkpoint.
+
+    Raises:
+        KeyboardInterrupt: says how to continue.
+    """
+    try:
+        yield
+    except BaseException as error:
+        kept = any((folder / "checkpoints").glob("*.ckpt"))
+        if not kept and not (folder / "wandb").exists():  # W&B's own process may still write there
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other runs of this experiment
+                folder.parent.rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            again = f"eimf train --resume {shlex.quote(str(folder))}"
+            raise KeyboardInterrupt(
+                f"continue with {again}" if kept else "there is no checkpoint yet, so start again"
+            ) from None
+        raise
 
 
 def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, resume: bool) -> Run:

@@ -152,6 +152,7 @@ def id_texts(values: polars.Series, subject: str) -> polars.Series:
     """
     kind = values.dtype
     if kind.is_float():
+        values = values.fill_nan(None)  # as pandas writes a missing id
         whole = values.cast(polars.Int64, strict=False)
         same = (whole.cast(polars.Float64) == values).fill_null(False)
         return whole.cast(polars.String).set(~same, None).fill_null(values.cast(polars.String))

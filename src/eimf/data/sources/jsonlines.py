@@ -34,19 +34,29 @@ def read_records(path: Path, fields: Mapping[str, Any], repairs: dict[str, int])
 
 def _parse_block(block: bytes, fields: Mapping[str, Any], repairs: dict[str, int]) -> polars.DataFrame:
     try:
-        return polars.read_ndjson(io.BytesIO(block), schema=dict(fields)).select(fields.keys())
+        parsed = polars.read_ndjson(io.BytesIO(block), schema=dict(fields)).select(fields.keys())
+        if not _has_doubtful_texts(parsed):
+            return parsed
     except (polars.exceptions.PolarsError, UnicodeDecodeError):
-        # Some line is not strict JSON of these types: parse line by line.
-        records = []
-        for line in block.decode("utf-8", errors="replace").split("\n"):  # JSON texts may hold other line separators
-            if not line.strip():
-                continue
-            record = _parse_line(line)
-            if record is None:
-                repairs[BROKEN] = repairs.get(BROKEN, 0) + 1
-            else:
-                records.append({name: _fit(record.get(name), kind) for name, kind in fields.items()})
-        return polars.DataFrame(records, schema=dict(fields), orient="row")
+        pass
+    # Some line is not strict JSON of these types: parse line by line.
+    records = []
+    for line in block.decode("utf-8", errors="replace").split("\n"):  # JSON texts may hold other line separators
+        if not line.strip():
+            continue
+        record = _parse_line(line)
+        if record is None:
+            repairs[BROKEN] = repairs.get(BROKEN, 0) + 1
+        else:
+            records.append({name: _fit(record.get(name), kind) for name, kind in fields.items()})
+    return polars.DataFrame(records, schema=dict(fields), orient="row")
+
+
+def _has_doubtful_texts(parsed: polars.DataFrame) -> bool:
+    """Whether a text may be none: Polars writes lists, objects and truth values as JSON, and half a surrogate as 0."""
+    texts = parsed.select(polars.col(polars.String))
+    doubtful = polars.all().str.contains(r"^(?:[\[{].*|true|false)$|\x00")
+    return texts.width > 0 and bool(texts.select(polars.any_horizontal(doubtful.any())).item())
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from eimf.core.errors import ArtifactError
-from eimf.core.files import make_folder, replacing
+from eimf.core.files import disk_error, make_folder, replacing
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -25,9 +25,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, work)
             except RuntimeError as error:  # torch's own writer hides the operating system's error
+                reason = disk_error(error) or str(error).splitlines()[0][:120]
                 raise ArtifactError(
-                    f"{path}: could not be written ({str(error).splitlines()[0][:120]}); the earlier checkpoint is "
-                    "kept. Free some disk space and continue with --resume."
+                    f"{path}: could not be written ({reason}); the earlier checkpoint is kept. Free some space and "
+                    "continue with --resume."
                 ) from error
 
 
