@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eimf.backbones.comirec_dr import ComiRecDR
     from eimf.backbones.comirec_sa import ComiRecSA
     from eimf.backbones.gru4rec import GRU4Rec
+    from eimf.backbones.item_to_item import EASE, ItemKNN
     from eimf.backbones.mind import MIND
     from eimf.backbones.popularity import Popularity
     from eimf.backbones.remi import REMI
@@ -58,6 +59,7 @@ _PLACES = {
     "eimf.backbones.comirec_dr": ("ComiRecDR",),
     "eimf.backbones.comirec_sa": ("ComiRecSA",),
     "eimf.backbones.gru4rec": ("GRU4Rec",),
+    "eimf.backbones.item_to_item": ("EASE", "ItemKNN"),
     "eimf.backbones.mind": ("MIND",),
     "eimf.backbones.popularity": ("Popularity",),
     "eimf.backbones.remi": ("REMI",),
@@ -84,6 +86,7 @@ _PLACES = {
 """Where the names below are; torch takes seconds to import, so they are imported when they are used."""
 
 __all__ = [
+    "EASE",
     "GBCE",
     "MIND",
     "REMI",
@@ -104,6 +107,7 @@ __all__ = [
     "InteractionData",
     "InterestHardNegatives",
     "Interests",
+    "ItemKNN",
     "Loss",
     "MultiInterestModel",
     "Popularity",

@@ -4,6 +4,7 @@ Shapes: B users, L positions (left-padded with item 0, the most recent item last
 I items.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,20 @@ from torch import Tensor, nn
 
 from eimf.config.schema import BackboneConfig
 from eimf.core.errors import ConfigError
-from eimf.core.options import take_options
+from eimf.core.options import option, take_options
+
+
+@dataclass(frozen=True)
+class MultiInterestConfig(BackboneConfig):
+    """Options common to the backbones of several interests."""
+
+    n_interests: int = option(4, low=1)
+    """K (4 in ComiRec, and in its comparison with MIND)."""
+    shared: float = option(0.0, low=0.0)
+    """Beyond the papers: weight of the mean of a user's interests, which is added to each of them. So every interest
+    also knows what the whole history says, and they compete for an item with scores of one scale."""
+    dropout: float = option(0.0, low=0.0, high=0.95)
+    """Dropout of the history's item vectors (none in the papers)."""
 
 
 @runtime_checkable
@@ -82,9 +96,12 @@ class Backbone(nn.Module):
             history = history[:, -self.max_len :]
         interests = self.extract(history)
         self._check(interests, history)
+        vectors = interests.vectors
+        if getattr(self.config, "shared", 0.0) > 0:
+            vectors = vectors + self.config.shared * vectors.mean(dim=1, keepdim=True)
         if self.config.normalize:
-            interests = interests._replace(vectors=F.normalize(interests.vectors, dim=-1))
-        return interests
+            vectors = F.normalize(vectors, dim=-1)
+        return interests._replace(vectors=vectors)
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         """The part of `forward` that each backbone implements."""
@@ -108,12 +125,22 @@ class Backbone(nn.Module):
             )
 
     def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
-        """Vectors of the given items, or of all items with padding in row 0. Interests are compared with them."""
+        """Vectors of the given items, or of all items with padding in row 0. Interests are compared with them.
+
+        A backbone whose `extract` returns the scores of all items, [B, K, I + 1], has none: D is 0.
+        """
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
         """Receive the number of training interactions of each item, before training. Most backbones ignore it."""
+
+    def fit(self, items: Int[Tensor, " T"], offsets: Int[Tensor, " U_plus_1"]) -> None:
+        """Receive the training items of all users, before training, for models without gradient descent.
+
+        Args:
+            items: those of user u are `items[offsets[u]:offsets[u + 1]]`, oldest first.
+        """
 
 
 class CausalBackbone(Backbone):

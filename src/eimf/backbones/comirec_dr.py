@@ -7,26 +7,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, Interests, route
+from eimf.backbones.base import Backbone, Interests, MultiInterestConfig, route
 from eimf.backbones.dropout import Dropout
-from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
 @dataclass(frozen=True)
-class ComiRecDRConfig(BackboneConfig):
+class ComiRecDRConfig(MultiInterestConfig):
     """Options of ComiRec-DR."""
 
     name: str = "comirec_dr"
-    n_interests: int = option(4, low=1)
-    """K (ComiRec: 4)."""
     iterations: int = option(3, low=1)
     """Routing iterations (ComiRec: 3)."""
     per_position: bool = True
     """A map for every position and interest, as in the authors' code; false: one for every interest, as in the
     paper's text."""
-    dropout: float = option(0.0, low=0.0, high=0.95)
-    """Dropout of the history's item vectors (ComiRec: none)."""
 
 
 class ComiRecDR(Backbone):

@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, Interests
+from eimf.backbones.base import Backbone, Interests, MultiInterestConfig
 from eimf.backbones.dropout import Dropout
-from eimf.config.schema import BackboneConfig
-from eimf.core.options import option
 
 _ROWS = 512
 """Numbers of rows are rounded up to a multiple of this."""
@@ -20,13 +18,8 @@ HIDDEN_RATIO = 4
 
 
 @dataclass(frozen=True)
-class ComiRecSAConfig(BackboneConfig):
+class ComiRecSAConfig(MultiInterestConfig):
     """Options of ComiRec-SA."""
-
-    n_interests: int = option(4, low=1)
-    """K (ComiRec: 4)."""
-    dropout: float = option(0.0, low=0.0, high=0.95)
-    """Dropout of the history's item vectors (ComiRec: none)."""
 
 
 class ComiRecSA(Backbone):

@@ -8,25 +8,20 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from eimf.backbones.base import Backbone, Interests, route
+from eimf.backbones.base import Backbone, Interests, MultiInterestConfig, route
 from eimf.backbones.dropout import Dropout
-from eimf.config.schema import BackboneConfig
 from eimf.core.options import option
 
 
 @dataclass(frozen=True)
-class MINDConfig(BackboneConfig):
+class MINDConfig(MultiInterestConfig):
     """Options of MIND."""
 
     name: str = "mind"
-    n_interests: int = option(4, low=1)
-    """K (4 in ComiRec's comparison)."""
     iterations: int = option(3, low=1)
     """Routing iterations (3)."""
     relu: bool = True
     """A dense ReLU layer on the capsules, as in the public implementation."""
-    dropout: float = option(0.0, low=0.0, high=0.95)
-    """Dropout of the history's item vectors (none)."""
 
 
 class MIND(Backbone):

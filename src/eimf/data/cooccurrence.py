@@ -1,5 +1,7 @@
 """Vectors of items from the training sequences alone: no text, no LLM, no gradient descent."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from scipy import sparse
@@ -35,7 +37,8 @@ def cooccurrence_vectors(
     matrix = sparse.csr_matrix((information, (pairs.row, pairs.col)), shape=counts.shape)
     rank = min(dim, n_items - 1)
     # A fixed first vector makes the result the same every time.
-    left, values, _ = svds(matrix, k=rank, v0=np.ones(n_items + 1) / np.sqrt(n_items + 1))
+    found: Any = svds(matrix, k=rank, v0=np.full(n_items + 1, (n_items + 1) ** -0.5))
+    left, values = found[0], found[1]
     order = np.argsort(-values, kind="stable")
     vectors = left[:, order] * np.sqrt(values[order])
     vectors[0] = 0.0
@@ -43,7 +46,7 @@ def cooccurrence_vectors(
 
 
 def count_pairs(sequences: Sequences, spans: Spans, n_items: int, window: int = WINDOW) -> sparse.csr_matrix:
-    """Symmetric matrix [I + 1, I + 1] of how often two items are near each other, each pair weighted by 1 / distance."""
+    """Symmetric matrix [I + 1, I + 1]: how often two items are near each other, each pair weighted by 1 / distance."""
     items = sequences.items.astype(np.int64)
     end = np.zeros(len(items) + 1, np.int64)  # of each position's training slice; 0 outside of all
     for start, stop in zip(spans.start, spans.end, strict=True):

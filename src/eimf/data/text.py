@@ -100,14 +100,21 @@ def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
     return np.asarray(vectors, dtype=np.float32)
 
 
-def principal_components(vectors: np.ndarray, dim: int, std: float) -> np.ndarray:
+def principal_components(vectors: np.ndarray, dim: int, std: float, spectrum: float = 1.0) -> np.ndarray:
     """The first `dim` principal components of rows 1.. of `vectors`, scaled to a mean square of std^2.
 
     Row 0 stays zero. If `vectors` have fewer than `dim` dimensions, the others are zero.
+
+    Args:
+        spectrum: power of the singular values: 1 keeps the variances of the components, 0 makes all equal (whitening).
     """
     rows = vectors[1:].astype(np.float64)
     rows = rows - rows.mean(axis=0)
-    _, basis = np.linalg.eigh(rows.T @ rows)
+    variances, basis = np.linalg.eigh(rows.T @ rows)
     components = rows @ basis[:, ::-1][:, :dim]
+    if spectrum != 1.0:
+        singular = np.sqrt(np.maximum(variances[::-1][:dim], 0.0))
+        known = singular > 1e-6 * singular.max(initial=0.0)
+        components *= np.where(known, np.power(np.where(known, singular, 1.0), spectrum - 1.0), 0.0)
     components = np.pad(components, ((1, 0), (0, dim - components.shape[1])))
     return (components * std / max(np.sqrt(np.square(components[1:]).mean()), 1e-12)).astype(np.float32)

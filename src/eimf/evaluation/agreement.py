@@ -163,4 +163,3 @@ def agreement_frame(agreement: Agreement, groups: Groups) -> polars.DataFrame:
         "value",
         polars.lit(False).alias("tied"),
     )
-

@@ -31,9 +31,9 @@ from eimf.evaluation.metrics import (
 )
 from eimf.evaluation.retrieval import (
     CONTROLLED_POOL,
-    ItemIndex,
     Retrieved,
     fill_proportionally,
+    make_index,
     rerank_diverse,
     retrieve,
     retrieve_each,
@@ -101,8 +101,8 @@ class Evaluator:
         self.cutoffs, self.filter_seen, self.full, self.device = tuple(k), filter_seen, full, device
         self.depth = self.cutoffs[-1]
         approximate = full and index != "flat"
-        self.index = ItemIndex(item_vectors, index, search=search) if approximate else ItemIndex(item_vectors)
-        self.exact = ItemIndex(item_vectors) if approximate else None
+        self.index = make_index(item_vectors, index if approximate else "flat", search=search)
+        self.exact = make_index(item_vectors) if approximate else None
         self.keys = sorted((name, k) for name in METRICS for k in self.cutoffs)
         self.metrics: dict[str, Metric] = {
             f"{name}@{k}": RankingMetric(name, k).to(device) for name in METRICS for k in self.cutoffs

@@ -174,6 +174,48 @@ class ItemIndex:
         return index, parameters if wrap is None else wrap(index_params=parameters)
 
 
+class ScoreIndex(ItemIndex):
+    """For models that give the score of every item in place of an interest vector: picks the best ones."""
+
+    def __init__(self, n_items: int) -> None:
+        self.n_items, self.exact = n_items, True
+
+    def save(self, path: Path) -> None:
+        """Nothing to keep.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("eval.index: this model has no item vectors to index; use eval.index=flat.")
+
+    def search(
+        self,
+        interests: Float[Tensor, "B K I_plus_1"],
+        depth: int,
+        allowed: Bool[Tensor, " I_plus_1"] | None = None,
+        *,
+        whole: bool = False,
+    ) -> tuple[Float[Tensor, "B K N"], Int[Tensor, "B K N"]]:
+        scores = interests.detach().float().cpu()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, NEVER)
+        best, rows = scores[..., 1:].topk(min(depth, self.n_items), dim=2)
+        return best, (rows + 1).masked_fill_(best == NEVER, 0)
+
+
+def make_index(vectors: Float[np.ndarray, "I_plus_1 D"], kind: str = "flat", *, search: int = 0) -> ItemIndex:
+    """The index of a model's item vectors; a model without any (D = 0) gives scores itself.
+
+    Raises:
+        ConfigError: the vectors cannot be indexed that way.
+    """
+    if vectors.shape[1] > 0:
+        return ItemIndex(vectors, kind, search=search)
+    if kind.lower() != "flat":
+        raise ConfigError(f"eval.index: is {kind!r}, but this model has no item vectors to index; use flat.")
+    return ScoreIndex(len(vectors) - 1)
+
+
 def _reason(error: Exception) -> str:
     """The message of FAISS, without the place in its source."""
     return " ".join(str(error).rpartition("Error: ")[2].split())[:80] or type(error).__name__

@@ -70,7 +70,13 @@ def find_prototypes(evidence: Float[np.ndarray, "I_plus_1 D"], n_prototypes: int
     vectors = np.ascontiguousarray(_unit(evidence[known]), dtype=np.float32)
     n_groups = min(n_prototypes, len(np.unique(vectors, axis=0)))
     kmeans = faiss.Kmeans(
-        vectors.shape[1], n_groups, niter=50, nredo=5, seed=seed, spherical=True, min_points_per_centroid=1,
+        vectors.shape[1],
+        n_groups,
+        niter=50,
+        nredo=5,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
         max_points_per_centroid=10**9,
     )
     kmeans.train(vectors)

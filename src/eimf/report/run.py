@@ -183,7 +183,8 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
     with torch.inference_mode():
         batches = [model.backbone(part) for part in history.split(512)]
     vectors = np.concatenate([batch.vectors[:5].float().numpy() for batch in batches])[:5]
-    sections = [_map(model, prepared, vectors)] if vectors.shape[-1] > 1 else []  # popularity has one dimension
+    has_map = model.item_vectors().shape[1] > 1  # popularity has one dimension, item_knn none
+    sections = [_map(model, prepared, vectors)] if has_map else []
     if sequences.interests is not None and all(batch.routing is not None for batch in batches):
         routing = np.concatenate([batch.routing.float().numpy() for batch in batches if batch.routing is not None])
         causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)

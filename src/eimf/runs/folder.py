@@ -15,7 +15,7 @@ from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
 from eimf.core.files import make_folder, sha256_file, write_json_atomic
 from eimf.data.prepared import Prepared
-from eimf.evaluation.retrieval import ItemIndex
+from eimf.evaluation.retrieval import ItemIndex, make_index
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
@@ -199,7 +199,7 @@ def save_index(folder: Path, vectors: np.ndarray, kind: str, search: int = 0) ->
         ArtifactError: the disk refuses.
     """
     remove_index(folder)
-    index = ItemIndex(vectors, kind, search=search)
+    index = make_index(vectors, kind, search=search)
     index.save(folder / INDEX)
     write_json_atomic(folder / INDEX_ABOUT, {"checkpoint": sha256_file(folder / BEST), "kind": kind, "search": search})
     return index
@@ -214,7 +214,7 @@ def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
     try:
         about = json.loads((folder / INDEX_ABOUT).read_text())
     except FileNotFoundError:
-        return ItemIndex(vectors)
+        return make_index(vectors)
     except ValueError as error:
         raise ArtifactError(f"{folder / INDEX_ABOUT}: damaged ({error}); make it again with eimf index.") from None
     if not isinstance(about, dict) or about.get("checkpoint") != sha256_file(folder / BEST):

@@ -123,7 +123,7 @@ def label_digest(config: Config) -> str:
     Raises:
         LabelError: there are no labels.
     """
-    return digest_of(read_labels(label_source(config))) if config.eimf.enabled else ""
+    return digest_of(read_labels(label_source(config))) if config.reads_labels else ""
 
 
 def digest_of(labels: Iterable[Label]) -> str:

@@ -416,10 +416,7 @@ class Recommender:
         """
         allowed = self._allowed(options := ListOptions(n, allow=allow, deny=deny))
         row = self.numbers([item_id], "error")[0][0] - 1
-        vectors, lengths = self.item_vectors(), self._lengths
-        if lengths is None:
-            self._lengths = lengths = np.linalg.norm(vectors, axis=1).clip(1e-12)
-        cosines = torch.from_numpy(vectors @ vectors[row] / (lengths * lengths[row]))
+        cosines = self._similarities(row)
         cosines[row] = NEVER
         if allowed is not None:
             cosines.masked_fill_(~allowed[1:], NEVER)
@@ -428,6 +425,19 @@ class Recommender:
         return Recommendations(
             self._named(Retrieved(items[None], best.values[None], torch.full_like(items, POPULAR)[None]), 0)
         )
+
+    def _similarities(self, row: int) -> Float[Tensor, " I"]:
+        """Cosine of the vectors of all items with that of the item in a row of `items`.
+
+        A model without item vectors (item_knn, ease) gives its own similarities.
+        """
+        vectors = self.item_vectors()
+        if vectors.shape[1] == 0:
+            with torch.inference_mode():
+                return self.backbone(torch.tensor([[row + 1]])).vectors[0, 0, 1:].float().clone()
+        lengths = self._lengths if self._lengths is not None else np.linalg.norm(vectors, axis=1).clip(1e-12)
+        self._lengths = lengths
+        return torch.from_numpy(vectors @ vectors[row] / (lengths * lengths[row]))
 
     def _named(self, ranked: Retrieved, row: int) -> list[Recommendation]:
         rows = zip(*(values[row].tolist() for values in ranked), strict=True)

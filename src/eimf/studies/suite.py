@@ -21,6 +21,7 @@ from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import is_locked, make_folder, write_text_atomic
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
+from eimf.evaluation.agreement import METRIC as AGREEMENT
 from eimf.labels.source import label_source
 from eimf.runs.folder import LAST, LOCK, RESULTS, RUN, read_run
 from eimf.runs.provenance import code_digest, label_digest, run_key
@@ -145,10 +146,9 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
                 "user by user, so give a suite for each."
             )
     metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
-    if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in first.metric_keys]:
-        raise ConfigError(
-            f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(first.metric_keys))}."
-        )
+    known = [*first.metric_keys, *([AGREEMENT] if first.eval.labels else [])]
+    if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in known]:
+        raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
     return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of)
 
 
@@ -201,9 +201,9 @@ def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
             config = configs[index]
             if prepared is None:
                 prepared = prepare(config.dataset, config.data.root)
-            if config.eimf.enabled and label_source(config) not in labels:
+            if config.reads_labels and label_source(config) not in labels:
                 labels[label_source(config)] = label_digest(config)
-            digest = labels[label_source(config)] if config.eimf.enabled else ""
+            digest = labels[label_source(config)] if config.reads_labels else ""
             key = run_key(config, prepared.digest, digest)
             # Only the code that began a run continues it: another code may give slightly other numbers.
             usable = [run for run in runs if run.this_code or (any_code and run.state == FINISHED)]

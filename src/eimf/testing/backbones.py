@@ -48,7 +48,8 @@ class BackboneContract:
         found = backbone(self.histories())
         count = found.vectors.shape[1]
         assert count == getattr(backbone.config, "n_interests", count)
-        assert found.vectors.shape == (6, count, backbone.item_vectors().shape[1])
+        size = backbone.item_vectors().shape[1] or N_ITEMS + 1  # without item vectors: scores of all items
+        assert found.vectors.shape == (6, count, size)
         assert backbone.item_vectors().shape[0] == N_ITEMS + 1
         if backbone.routes:
             assert found.routing is not None

@@ -18,9 +18,11 @@ from eimf.backbones import Backbone
 from eimf.config.components import BACKBONES, LOSSES
 from eimf.config.schema import Config, TrainerConfig
 from eimf.core.errors import ConfigError
+from eimf.data.cooccurrence import cooccurrence_vectors
 from eimf.data.prepared import Prepared
 from eimf.data.text import encode_items, principal_components
 from eimf.explicit.load import load_links
+from eimf.explicit.prototypes import Prototypes, find_prototypes, item_words, shuffled_prototypes, side_by_side
 from eimf.explicit.tasks import ExplicitTasks
 from eimf.labels.source import label_source
 from eimf.training.callbacks.checkpoints import WholeCheckpointIO
@@ -32,12 +34,12 @@ def build_data(config: Config, prepared: Prepared, labelled: bool = True) -> Int
     """The data module of a configuration.
 
     Args:
-        labelled: read labels if `eimf.enabled` is true; evaluation needs none.
+        labelled: read labels if training needs them; evaluation needs none.
 
     Raises:
         ConfigError, DataError, LabelError: see `InteractionData`.
     """
-    labels = label_source(config) if config.eimf.enabled and labelled else None
+    labels = label_source(config) if config.reads_labels and labelled else None
     return InteractionData(
         prepared,
         config.split,
@@ -65,11 +67,19 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
     tasks = None
     if train and config.text.item_init != "random":
         start_items(backbone, config, _start_vectors(config, data))
-    if train and data.supervision is not None:  # after the backbone, whose initial weights stay the same
+    if train and config.eimf.enabled:  # after the backbone, whose initial weights stay the same
         links = None
-        if config.eimf.prediction == "next_interest":
+        if config.eimf.prediction == "next_interest" and data.supervision is not None:
             links = load_links(data.supervision, data.prepared, config.eimf, **_texts(config))
-        tasks = ExplicitTasks(data.supervision, config.backbone.embed_dim, config.eimf, links=links, seed=config.seed)
+        prototypes = _prototypes(config, data) if config.eimf.prototypes != "none" else None
+        tasks = ExplicitTasks(
+            data.supervision,
+            config.backbone.embed_dim,
+            config.eimf,
+            links=links,
+            prototypes=prototypes,
+            seed=config.seed,
+        )
     optim, evaluation = config.optim, config.eval
     model = MultiInterestModel(
         backbone,
@@ -87,7 +97,8 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
         seed=config.seed,
         tasks=tasks,
     )
-    model.observe(data.item_counts, data.categories, data.repeats)
+    fits = train and not backbone.trainable
+    model.observe(data.item_counts, data.categories, data.repeats, data.histories if fits else None)
     return model
 
 
@@ -97,15 +108,45 @@ def _texts(config: Config) -> dict[str, Any]:
 
 def _start_vectors(config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
     """The vectors whose principal components are the first item table (`text.item_init`)."""
-    if config.text.item_init == "text":
+    parts = [_evidence(source, config, data) for source in config.text.item_init.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    # Each source has the same total variance, whatever the number and scale of its dimensions.
+    dim, spectrum = config.backbone.embed_dim, config.text.spectrum
+    return np.concatenate([principal_components(part, dim, 1.0, spectrum) for part in parts], axis=1)
+
+
+def _evidence(source: str, config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
+    """What a source says about each item, see `text.item_init`."""
+    if source == "text":
         return encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+    if source == "cooccurrence":
+        return cooccurrence_vectors(data.prepared.sequences, data.split.train, data.n_items)
     assert data.supervision is not None  # checked with the configuration
     return load_links(data.supervision, data.prepared, config.eimf, **_texts(config)).profiles()
 
 
+def _prototypes(config: Config, data: InteractionData) -> Prototypes:
+    """The groups of items of `eimf.prototypes`."""
+    parts = []
+    for source in config.eimf.prototypes.split("+"):
+        if source == "interests":
+            assert data.supervision is not None  # checked with the configuration
+            titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+            parts.append(item_words(data.supervision, titles))
+        else:
+            parts.append(_evidence(source, config, data))
+    count = config.eimf.n_prototypes or config.backbone.n_interests  # pyright: ignore[reportAttributeAccessIssue]
+    prototypes = find_prototypes(parts[0] if len(parts) == 1 else side_by_side(parts), count, config.seed)
+    shuffle = config.eimf.control in ("shuffle", "both")
+    return shuffled_prototypes(prototypes, config.seed) if shuffle else prototypes
+
+
 def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "I_plus_1 N"]) -> None:
     """Set the item table to the principal components of vectors."""
-    table = principal_components(vectors, backbone.embed_dim, config.backbone.init_std)
+    whitened = "+" in config.text.item_init  # each source already has its spectrum
+    spectrum = 1.0 if whitened else config.text.spectrum
+    table = principal_components(vectors, backbone.embed_dim, config.backbone.init_std, spectrum)
     with torch.no_grad():
         backbone.item_embedding.weight.copy_(torch.from_numpy(table))
 

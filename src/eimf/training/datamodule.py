@@ -12,7 +12,7 @@ from eimf.config.load import load
 from eimf.config.schema import BatchConfig, EIMFConfig, SplitConfig
 from eimf.core.errors import ConfigError
 from eimf.core.options import take_options
-from eimf.data.batch import HoldoutBatches, TrainingBatches
+from eimf.data.batch import HoldoutBatches, Ragged, TrainingBatches, gather_slices
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.data.splits import Holdout, share_of_repeats, split_sequences
@@ -116,6 +116,12 @@ class InteractionData(pl.LightningDataModule):
     def n_items(self) -> int:
         """I: number of items."""
         return self.prepared.n_items
+
+    @property
+    def histories(self) -> Ragged:
+        """The training items of all users."""
+        start, end = (torch.from_numpy(part) for part in (self.split.train.start, self.split.train.end))
+        return gather_slices(self._items.cpu(), start, end)
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:

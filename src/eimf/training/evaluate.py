@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars
 import pytorch_lightning as pl
+import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
@@ -118,6 +119,7 @@ def load_weights(model: MultiInterestModel, path: Path) -> None:
             set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
         else:
             model.load_state_dict(state)
+        model.fitted = True
     except RuntimeError as error:
         raise ArtifactError(
             f"{path}: does not fit the configuration beside it ({str(error).splitlines()[-1].strip()})."
@@ -134,7 +136,7 @@ def group_held_out(config: Config, data: InteractionData, part: str) -> polars.D
     sequences = data.prepared.sequences
     held = data.split.test if part == "test" else data.split.validation
     distance = None
-    if config.eimf.enabled:
+    if config.reads_labels:
         plain = replace(config, eimf=replace(config.eimf, propagate=False))
         try:
             supervision = build_data(plain, data.prepared).supervision

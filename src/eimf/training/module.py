@@ -22,7 +22,7 @@ from eimf.backbones.base import CausalBackbone
 from eimf.config.components import BACKBONES, LOSSES
 from eimf.core.errors import ConfigError, TrainingError
 from eimf.core.registry import Registry
-from eimf.data.batch import Batch, EvalBatch, LabelledSamples
+from eimf.data.batch import Batch, EvalBatch, LabelledSamples, Ragged
 from eimf.evaluation.evaluator import Evaluation, Evaluator
 from eimf.explicit.tasks import ExplicitTasks
 from eimf.losses import FullSoftmax, Loss
@@ -126,7 +126,8 @@ class MultiInterestModel(pl.LightningModule):
         self._repeats = 0.0
         self._pass: Evaluator | None = None
         self._random_state: Tensor | None = None
-        self._restored = False
+        self.fitted = False
+        """Whether the backbone has its weights from a checkpoint, or from `histories`."""
 
     @property
     def filters_seen(self) -> bool:
@@ -139,6 +140,7 @@ class MultiInterestModel(pl.LightningModule):
         item_counts: Int[Tensor, " I_plus_1"],
         categories: Int[Tensor, " I_plus_1"] | None = None,
         repeats: float = 0.0,
+        histories: Ragged | None = None,
     ) -> None:
         """Set statistics of the data. `setup` does this if the data module has attributes of these names.
 
@@ -148,10 +150,14 @@ class MultiInterestModel(pl.LightningModule):
             categories: number of each item's category, 0 where unknown, for the metrics of diversity.
             repeats: share of the held-out targets that repeat an item of their user's context, for
                 `filter_seen="auto"`.
+            histories: the training items of all users, for backbones that are fitted without gradient descent.
         """
         self._item_counts, self._categories, self._repeats = item_counts.cpu(), categories, repeats
-        if not self._restored:
+        if not self.fitted:
             self.backbone.observe(item_counts)
+            if histories is not None:
+                self.backbone.fit(histories.values, histories.offsets)
+                self.fitted = True
         self.loss.observe(item_counts)
 
     def setup(self, stage: str) -> None:
@@ -164,7 +170,8 @@ class MultiInterestModel(pl.LightningModule):
                 f"n_items: the backbone has {self.backbone.n_items}, the data have {len(counts) - 1}; make the "
                 "backbone with data.n_items."
             )
-        self.observe(counts, getattr(data, "categories", None), getattr(data, "repeats", 0.0))
+        histories = None if self.fitted or self.backbone.trainable else getattr(data, "histories", None)
+        self.observe(counts, getattr(data, "categories", None), getattr(data, "repeats", 0.0), histories)
 
     def configure_model(self) -> None:
         """With strategy FSDP: divide the parameters, their gradients and optimiser states among the processes."""
@@ -195,7 +202,7 @@ class MultiInterestModel(pl.LightningModule):
         interests, labelled, target = self._extract(batch, samples)
         terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)
         if self.tasks is not None and weights:
-            terms |= self.tasks(self.backbone, interests, target, labelled, samples, weights, self.loss)
+            terms |= self.tasks(self.backbone, interests, batch.history, target, labelled, samples, weights, self.loss)
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))
@@ -292,7 +299,7 @@ class MultiInterestModel(pl.LightningModule):
             checkpoint[ORIGIN] = self.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = True
+        self.fitted = True
         self._random_state = checkpoint.get(RANDOM)
         if self.tasks is None:  # evaluation and serving do not use the auxiliary tasks
             state = checkpoint["state_dict"]

@@ -7,10 +7,12 @@ from eimf.explicit.tasks.base import Step, Task
 from eimf.explicit.tasks.explicit_tasks import ExplicitTasks
 from eimf.explicit.tasks.interest_assignment import AssignInterests
 from eimf.explicit.tasks.modality_alignment import AlignModalities
+from eimf.explicit.tasks.prototype_alignment import AlignPrototypes
 from eimf.explicit.tasks.semantic_prediction import PredictInterest, PredictNextInterest, PredictNextItem
 
 __all__ = [
     "AlignModalities",
+    "AlignPrototypes",
     "AssignInterests",
     "ExplicitTasks",
     "PredictInterest",

@@ -21,6 +21,8 @@ class Step(NamedTuple):
     """The recommendation loss."""
     interests: Interests
     """Of the batch."""
+    history: Int[Tensor, "B L"]
+    """Of the batch."""
     target: Int[Tensor, " B"]
     """Of the batch."""
     samples: LabelledSamples | None
@@ -43,6 +45,8 @@ class Task(nn.Module):
     """Name of the loss in the logs."""
     uses_batch: ClassVar[bool] = False
     """Needs no labelled samples."""
+    every_step: ClassVar[bool] = False
+    """Is computed at every training step, not only at those with labelled samples."""
 
     def __init__(self, text_dim: int, embed_dim: int) -> None:
         super().__init__()

@@ -18,10 +18,12 @@ from eimf.core.errors import ConfigError
 from eimf.core.options import take_options
 from eimf.data.batch import LabelledSamples
 from eimf.explicit.item_interests import ItemInterests
+from eimf.explicit.prototypes import Prototypes
 from eimf.explicit.supervision import Supervision
 from eimf.explicit.tasks.base import Step, Task
 from eimf.explicit.tasks.interest_assignment import AssignInterests
 from eimf.explicit.tasks.modality_alignment import AlignModalities
+from eimf.explicit.tasks.prototype_alignment import AlignPrototypes
 from eimf.explicit.tasks.semantic_prediction import PredictInterest, PredictNextInterest, PredictNextItem
 from eimf.losses.base import Loss
 
@@ -30,67 +32,84 @@ class ExplicitTasks(nn.Module):
     """EIMF's auxiliary tasks: semantic prediction, modality alignment, and what the options add.
 
     Args:
-        supervision: explicit interests of the labelled training users.
+        supervision: explicit interests of the labelled training users; None if no task needs them.
         embed_dim: D of the backbone.
         config: the options. `enabled` has no effect here.
         links: the explicit interests that each item is linked to, for `prediction=next_interest`.
+        prototypes: groups of the catalogue, for `prototypes`.
         seed: seed of the clustering (`prediction=interest`).
         options: the options as plain arguments, such as `alignment_weight=0.05`.
 
     Raises:
-        ConfigError: an option is unknown, or a task needs `links` and has none.
+        ConfigError: an option is unknown, or a task lacks `supervision`, `links` or `prototypes`.
     """
 
     def __init__(
         self,
-        supervision: Supervision,
+        supervision: Supervision | None,
         embed_dim: int,
         config: EIMFConfig | None = None,
         *,
         links: ItemInterests | None = None,
+        prototypes: Prototypes | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
         self.config = config = take_options(EIMFConfig, config, options)
-        text_dim = supervision.vectors.shape[-1]
-        if config.prediction in ("next_item", "next_interest") or config.alignment != "none":
+        if supervision is None and config.needs_labels and (config.samples_labelled or links is None):
+            raise ConfigError("eimf: these losses need labels; give labels=..., or set their weights to 0.")
+        text_dim = supervision.vectors.shape[-1] if supervision is not None else 1
+        predicts = config.prediction if supervision is not None else "none"
+        aligns = config.alignment if supervision is not None else "none"
+        if predicts in ("next_item", "next_interest") or aligns != "none":
             hidden = 2 * embed_dim
             self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
         tasks: list[Task] = []
-        if config.prediction == "next_item":
+        if predicts == "next_item":
             tasks.append(PredictNextItem(text_dim, embed_dim, config.frozen_items))
-        elif config.prediction == "interest":
+        elif predicts == "interest":
+            assert supervision is not None
             centres = cluster(supervision, config.clusters, seed)
             tasks.append(PredictInterest(text_dim, embed_dim, centres, config.matching, config.temperature))
-        elif config.prediction == "next_interest":
+        elif predicts == "next_interest":
             if links is None:
                 raise ConfigError("eimf.prediction: 'next_interest' needs links of items and interests (links=...).")
             tasks.append(PredictNextInterest(text_dim, embed_dim, self.adapter, links))
-        if config.alignment != "none":
-            tasks.append(AlignModalities(text_dim, embed_dim, config.alignment, config.matching, config.temperature))
+        if aligns != "none":
+            tasks.append(AlignModalities(text_dim, embed_dim, aligns, config.matching, config.temperature))
         if config.assignment_weight > 0:
             tasks.append(AssignInterests(text_dim, embed_dim))
+        if config.prototypes != "none":
+            if prototypes is None:
+                raise ConfigError(f"eimf.prototypes: {config.prototypes!r} needs prototypes=..., see find_prototypes.")
+            tasks.append(AlignPrototypes(text_dim, embed_dim, prototypes.of_item))
         tasks += [TASKS[name](text_dim, embed_dim) for name in config.tasks]
         self.tasks = nn.ModuleDict({task.name: task for task in tasks})
         self.weights: dict[str, float] = {
             "semantic_prediction": config.prediction_weight,
             "modality_alignment": config.alignment_weight,
             "interest_assignment": config.assignment_weight,
+            "prototype_alignment": config.prototype_weight,
         } | {TASKS[name].name: weight for name, weight in config.tasks.items()}
 
     def weights_at(self, epoch: int, step: int) -> dict[str, float]:
         """Weights of the tasks that are on at a step of an epoch (both from 0)."""
         config = self.config
-        if step % config.every or (config.epochs and epoch >= config.epochs):
+        if config.epochs and epoch >= config.epochs:
             return {}
         factor = min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else 1.0
-        return {name: factor * self.weights[name] for name in self.tasks if factor * self.weights[name] > 0}
+        return {
+            name: factor * self.weights[name]
+            for name, task in self.tasks.items()
+            if factor * self.weights[name] > 0 and (step % config.every == 0 or task.every_step)
+        }
 
     def forward(
         self,
         backbone: Backbone,
         interests: Interests,
+        history: Int[Tensor, "B L"],
         target: Int[Tensor, " B"],
         labelled: Interests | None,
         samples: LabelledSamples | None,
@@ -100,7 +119,7 @@ class ExplicitTasks(nn.Module):
         """Weighted losses by name.
 
         Args:
-            interests, target: of the batch.
+            interests, history, target: of the batch.
             labelled: the backbone's interests of `samples`.
             weights: of the tasks that are on, see `weights_at`.
             loss: the recommendation loss.
@@ -109,7 +128,7 @@ class ExplicitTasks(nn.Module):
         if samples is not None:
             words = samples.label_embeddings
             adapted = self.adapter(words) if hasattr(self, "adapter") else words  # [M, S, D]
-        step = Step(backbone, loss, interests, target, samples, labelled, adapted)
+        step = Step(backbone, loss, interests, history, target, samples, labelled, adapted)
         return {
             name: weights[name] * task(step)
             for name, task in self.tasks.items()
