@@ -1,4 +1,5 @@
-"""Commands that use finished runs: `index`, `report`, `explore`, `recommend`, `similar`."""
+"""Commands that use finished runs: `index`, `report`, `explore`, `recommend`,
+`predict`, `serve`, `similar`."""
 
 import argparse
 import logging
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from eimf.config import Config
+    from eimf.data.prepared import Prepared
     from eimf.serving.recommender import Recommendation
 
 log = logging.getLogger(__name__)
@@ -35,15 +37,7 @@ def add_commands(commands: Commands) -> None:
         commands, "explore", _explore, "look into runs in a browser: interests, their items, diversity"
     )
     explore.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="two or more are shown side by side")
-    explore.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    explore.add_argument(
-        "--name",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="a name by which browsers address it; may be repeated",
-    )
-    explore.add_argument("--port", type=int, default=8411, help="default 8411; 0 takes any free one")
+    _add_address(explore, port=8411)
     explore.add_argument("--open", action="store_true", help="open the page in the browser")
     recommend = add_command(
         commands, "recommend", _recommend, "recommend for a user or a history, interest by interest"
@@ -53,10 +47,48 @@ def add_commands(commands: Commands) -> None:
     who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
     who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")
     add_list_options(recommend, n=10)
+    predict = add_command(
+        commands, "predict", _predict, "recommend for many users into a file; run it again to continue after a kill"
+    )
+    predict.add_argument("run_folder", metavar="RUN", type=Path)
+    predict.add_argument("--to", metavar="FILE", type=Path, required=True, help="FILE.parquet, .csv or .jsonl")
+    whom = predict.add_mutually_exclusive_group()
+    whom.add_argument(
+        "--users", metavar="FILE", type=Path, help="user ids, one a line, or a column user_id (default: all users)"
+    )
+    whom.add_argument(
+        "--histories",
+        metavar="FILE",
+        type=Path,
+        help="histories of your own: CSV, Parquet or JSON lines with user_id and history, or user_id and item_id",
+    )
+    predict.add_argument("--by-interest", action="store_true", help="a list for each interest")
+    add_list_options(predict, n=50)
+    serve = add_command(
+        commands, "serve", _serve, "recommend over HTTP; SIGHUP loads the run folder again, without losing a request"
+    )
+    serve.add_argument("run_folder", metavar="RUN", type=Path)
+    _add_address(serve, port=8412)
+    serve.add_argument(
+        "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
+    )
     similar = add_command(commands, "similar", _similar, "items that are similar to an item, by their vectors")
     similar.add_argument("run_folder", metavar="RUN", type=Path)
     similar.add_argument("item_id", metavar="ITEM_ID")
     add_list_options(similar, n=10, of_histories=False)
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Add the arguments of a web server."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name by which clients address it; may be repeated",
+    )
+    parser.add_argument("--port", type=int, default=port, help=f"default {port}; 0 takes any free one")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -124,6 +156,37 @@ def _recommend(options: argparse.Namespace) -> None:
         _print_items(console, name, ("item", "title", "score", "interest"), rows)
 
 
+def _predict(options: argparse.Namespace) -> None:
+    from eimf.serving.histories import FileHistories, PreparedHistories, read_user_ids
+    from eimf.serving.prediction import predict
+    from eimf.serving.recommender import load
+
+    model = load(options.run_folder, options.columns)
+    wanted = list_options(options, model, options.by_interest)
+    if options.histories is not None:
+        histories = FileHistories(options.histories, model.items)
+    else:
+        ids = read_user_ids(options.users) if options.users is not None else None
+        histories = PreparedHistories(_prepared_of(options.run_folder, model.config), ids)
+    if histories.unknown:
+        data = f"{histories.unknown:,} users of {options.users} are not in the data of {model.config.dataset.name}"
+        if wanted.unknown == "error":
+            raise DataError(f"--users: {data}; leave them out, or give their --histories.")
+        log.info(f"{data}; they get popular items")
+    done = predict(model, histories, options.to, wanted)
+    log.info(f"written: {done.path} ({done.rows:,} rows for {done.users:,} users)")
+    if done.skipped:
+        log.info(f"  {done.skipped:,} items of the histories are not in the catalogue and were skipped")
+    if done.fallbacks:
+        log.info(f"  {done.fallbacks:,} users have no known item and got popular items (their interest is null)")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from eimf.serving.http import serve
+
+    serve(options.run_folder, options.host, options.port, columns=options.columns, names=options.name)
+
+
 def _similar(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -155,12 +218,7 @@ def _print_items(console: "Console", title: str, columns: Sequence[str], rows: S
 
 
 def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:
-    from eimf.data.prepare import prepare
-    from eimf.runs.folder import ORIGIN, check_data, read_checkpoint
-
-    checkpoint = read_checkpoint(run)
-    prepared = prepare(config.dataset, config.data.root, checkpoint[ORIGIN]["data_digest"])
-    check_data(checkpoint, prepared, run)
+    prepared = _prepared_of(run, config)
     row = prepared.user_ids.index_of(user_id)
     if row is None:
         raise DataError(
@@ -170,3 +228,14 @@ def _history_of(user_id: str, run: Path, config: "Config") -> list[str]:
     sequences = prepared.sequences
     items = sequences.items[sequences.offsets[row] : sequences.offsets[row + 1]]
     return prepared.items["item_id"].gather(items - 1).to_list()
+
+
+def _prepared_of(run: Path, config: "Config") -> "Prepared":
+    """The prepared data of a run."""
+    from eimf.data.prepare import prepare
+    from eimf.runs.folder import ORIGIN, check_data, read_checkpoint
+
+    checkpoint = read_checkpoint(run)
+    prepared = prepare(config.dataset, config.data.root, checkpoint[ORIGIN]["data_digest"])
+    check_data(checkpoint, prepared, run)
+    return prepared

@@ -427,24 +427,30 @@ def rerank_diverse(candidates: Retrieved, categories: Int[Tensor, " I_plus_1"], 
     )
 
 
-def fill_proportionally(items: Int[Tensor, "B K N"], scores: Float[Tensor, "B K N"], n: int) -> Retrieved:
+def fill_proportionally(
+    items: Int[Tensor, "B K N"],
+    scores: Float[Tensor, "B K N"],
+    n: int,
+    strength: Float[Tensor, "B K"] | None = None,
+) -> Retrieved:
     """Merge the lists of a user's interests so that each interest has its share of every beginning of the merged list.
 
-    The strength of an interest is the softmax, over the user's interests, of the score of its best item: what a model
-    that was trained with a softmax loss says about these items alone. The places are given by the method of
-    Sainte-Laguë: the next one goes to the interest with the largest strength / (2 * its places so far + 1), for its
-    best item that is not in the list yet.
+    The places are given by the method of Sainte-Laguë: the next one goes to the interest with the largest
+    strength / (2 * its places so far + 1), for its best item that is not in the list yet.
 
     Args:
         items, scores: lists of each interest, as `retrieve_each` returns them, of at least n items where there are as
             many.
+        strength: how much of the list each interest should have. By default the softmax, over the user's interests, of
+            the score of its best item: what a model that was trained with a softmax loss says about these items alone.
 
     Returns:
         Lists that are not sorted by score. An item has the score with the interest that brought it.
     """
     batch, _, depth = items.shape
     scores = scores.clone()
-    strength = scores[:, :, 0].double().softmax(dim=1).nan_to_num_(0.0)  # NaN: no interest has an item
+    if strength is None:
+        strength = scores[:, :, 0].double().softmax(dim=1).nan_to_num_(0.0)  # NaN: no interest has an item
     placed = torch.zeros_like(strength)
     picks = Retrieved(
         items.new_zeros(batch, n), scores.new_full((batch, n), NEVER), torch.zeros(batch, n, dtype=torch.long)

@@ -1,7 +1,6 @@
 """Serves the explorer: one page, its script and style, and three addresses that answer JSON."""
 
 import logging
-import socket
 import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,24 +9,18 @@ from typing import TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eimf.core.errors import ConfigError, EimfError
 from eimf.explorer.view import Explorer
+from eimf.serving.web import LOOPBACK, address_of, guards, hosts_of, listen
 
 log = logging.getLogger(__name__)
 
 Number = TypeVar("Number", int, float)
-
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 FILES = {
@@ -47,29 +40,11 @@ POLICY = (
 QUERY_CHARACTERS, SEARCH_CHARACTERS = 20_000, 200
 
 
-class _Headers:
-    """Adds security headers to every reply, errors too."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
-                headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
 def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
     """The web application.
 
     Args:
-        hosts: names by which browsers may address it. Others are refused, so that a web page from elsewhere cannot read
-            this server by pointing its own host name at this machine (DNS rebinding). `*` allows all.
+        hosts: names by which browsers may address it, see `eimf.serving.web.guards`.
     """
 
     def asset(request: Request) -> Response:
@@ -109,7 +84,7 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
             ),
             Route("/api/look", answer(look)),
         ],
-        middleware=[Middleware(_Headers), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=guards(hosts, POLICY),
         exception_handlers={HTTPException: problem},
     )
 
@@ -132,22 +107,14 @@ def serve(explorer: Explorer, host: str, port: int, browser: bool = False, names
     Raises:
         ConfigError: the server cannot listen on the address.
     """
-    if not 0 <= port <= 65_535:
-        raise ConfigError(f"--port: must be from 0 (any free one) to 65535, is {port}.")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
-    except (OSError, UnicodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not an address"
-        raise ConfigError(f"--host, --port: cannot listen on {host[:80]!r}:{port} ({reason}); choose others.") from None
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+    listener = listen(host, port)
+    address = address_of(host, listener)
     log.info(f"explorer: {address} (Ctrl-C ends it)")
     if host not in LOOPBACK:
         log.warning("  this is not the loopback address: whoever reaches this machine can read the users' histories")
     if browser:
         webbrowser.open(address)
-    own = (host, f"[{host}]", socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
-    hosts = tuple(dict.fromkeys((*LOOPBACK, "[::1]", *own, *names)))
-    server = uvicorn.Server(uvicorn.Config(build_app(explorer, hosts), log_level="warning"))
+    app = build_app(explorer, hosts_of(host, listener, names))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
         server.run([listener])

@@ -1,0 +1,291 @@
+"""Serves a run over HTTP: `POST /recommend`, `POST /similar`, `GET /health`, `/about`, `/openapi.json`.
+
+Requests that wait at the same time with the same options are answered together: a search of many vectors costs little
+more than a search of one. Nothing waits for others to come.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from eimf.core.errors import ConfigError, EimfError
+from eimf.core.options import nearest
+from eimf.core.version import VERSION
+from eimf.serving.filters import Key, filter_key
+from eimf.serving.openapi import describe_api
+from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender, load
+from eimf.serving.web import LOOPBACK, address_of, guards, hosts_of, listen
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES = 4 * 2**20
+REQUESTS, HISTORY, LIST, CONDITION = 256, 10_000, 1_000, 100_000
+"""Most requests of one call, items of a history, items of a list, and values of all conditions of a request."""
+TOGETHER = 64
+"""Most requests that are answered together."""
+STOP_S = 30
+"""Seconds that requests in progress have to end when the server stops."""
+OPTIONS = tuple(one.name for one in fields(ListOptions))
+
+
+class Wanted(NamedTuple):
+    """A checked request for recommendations."""
+
+    history: list[str]
+    options: ListOptions
+    key: Key
+    """Equal for requests that can be answered together."""
+
+
+@dataclass
+class Service:
+    """The run that is served, and the requests that wait for it.
+
+    Attributes:
+        open: loads the model, at the start and for each reload.
+    """
+
+    open: Callable[[], Recommender]
+
+    def __post_init__(self) -> None:
+        self.model = self.open()
+        self._waiting: list[tuple[Wanted, asyncio.Future[list[Recommendations]]]] = []
+        self._busy: asyncio.Task[None] | None = None
+
+    async def answer(self, wanted: Wanted) -> list[Recommendations]:
+        """The lists for a request; waiting requests with the same options are answered with it.
+
+        Raises:
+            EimfError: the request cannot be answered.
+        """
+        future: asyncio.Future[list[Recommendations]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, future))
+        if self._busy is None or self._busy.done():
+            self._busy = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        while self._waiting:
+            key = self._waiting[0][0].key
+            same = [each for each in self._waiting if each[0].key == key][:TOGETHER]
+            self._waiting = [each for each in self._waiting if all(each is not one for one in same)]
+            found = await self._answer([wanted.history for wanted, _ in same], same[0][0].options)
+            for (_, future), lists in zip(same, found, strict=True):
+                if future.done():  # the client has gone
+                    continue
+                if isinstance(lists, Exception):
+                    future.set_exception(lists)
+                else:
+                    future.set_result(lists)
+
+    async def _answer(self, histories: list[list[str]], options: ListOptions) -> list[Any]:
+        """Lists, or an error, for each history. If they cannot be answered together, each is answered alone."""
+        try:
+            return await run_in_threadpool(self.model.answer, histories, options)
+        except Exception as error:
+            if len(histories) == 1:
+                return [error]
+            return [one for history in histories for one in await self._answer([history], options)]
+
+    async def reload(self) -> None:
+        """Load the run again, and serve it when it is ready. If it cannot be loaded, the one of before is served on."""
+        try:
+            self.model = await run_in_threadpool(self.open)
+            log.info(f"serves {self.model.about.get('run')} now ({len(self.model.items):,} items)")
+        except EimfError as error:
+            log.error(f"not reloaded, the earlier model is served on: {error}")
+
+
+def build_app(service: Service, hosts: Sequence[str] = LOOPBACK) -> Starlette:
+    """The web application.
+
+    Args:
+        hosts: names by which clients may address it, see `eimf.serving.web.guards`.
+    """
+
+    async def recommend(request: Request) -> Response:
+        body = await _body(request)
+        many = body.get("requests")
+        if many is None:
+            return JSONResponse(_plain(await service.answer(_wanted(body)), bool(body.get("by_interest"))))
+        if set(body) != {"requests"} or not isinstance(many, list) or not 1 <= len(many) <= REQUESTS:
+            raise ConfigError(f"requests: must be a list of 1 to {REQUESTS} requests, and the only field.")
+        wanted = [_wanted(_object(one, f"requests[{place}]")) for place, one in enumerate(many)]
+        found = await asyncio.gather(*map(service.answer, wanted))
+        answers = [_plain(lists, one.options.by_interest) for lists, one in zip(found, wanted, strict=True)]
+        return JSONResponse({"answers": answers})
+
+    async def similar(request: Request) -> Response:
+        body = await _body(request)
+        _check_fields(body, ("item_id", "n", "allow", "deny"), {"item_id"})
+        if not isinstance(body["item_id"], str):
+            raise ConfigError(f"item_id: must be a text, is {str(body['item_id'])[:80]!r}.")
+        options = _options({name: body[name] for name in ("n", "allow", "deny") if name in body})
+        rules = {"allow": options.allow, "deny": options.deny}
+        found = await run_in_threadpool(service.model.similar_items, body["item_id"], options.n, **rules)
+        return JSONResponse({"items": [_item(one) for one in found]})
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def about(_: Request) -> Response:
+        model = service.model
+        config = model.config
+        values = {"items": len(model.items), "interests": model.n_interests, "filter_seen": model.filters_seen}
+        values |= {"backbone": config.backbone.name, "dataset": config.dataset.name, "columns": model.items.columns}
+        return JSONResponse(model.about | values | {"version": VERSION})
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(describe_api())
+
+    def refused(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    def problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+
+    def fault(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "a fault of the server; its log has more"}, status_code=500)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            task = asyncio.create_task(service.reload())
+            reloads.add(task)  # the loop keeps only weak references
+            task.add_done_callback(reloads.discard)
+
+        # Signals reach the main thread only, where tests do not run the server; Windows has no SIGHUP.
+        with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        yield
+
+    return Starlette(
+        routes=[
+            Route("/recommend", recommend, methods=["POST"]),
+            Route("/similar", similar, methods=["POST"]),
+            Route("/health", health),
+            Route("/about", about),
+            Route("/openapi.json", openapi),
+        ],
+        middleware=guards(hosts),
+        exception_handlers={EimfError: refused, HTTPException: problem, Exception: fault},
+        lifespan=lifespan,
+    )
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request."""
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > BODY_BYTES:
+            raise HTTPException(413, f"the body has more than {BODY_BYTES:,} bytes; send several requests.")
+    try:
+        return _object(json.loads(content, parse_constant=_no_constant), "the body")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the body is not JSON ({str(error)[:100]}).") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: must be an object, is {type(value).__name__}.")
+    return value
+
+
+def _check_fields(body: dict[str, Any], known: Sequence[str], needed: set[str]) -> None:
+    for name in body:
+        if name not in known:
+            raise ConfigError(
+                f"{name[:80]!r}: no such field{nearest(name, list(known))}; known are {', '.join(known)}."
+            )
+    if missing := needed - set(body):
+        raise ConfigError(f"{min(missing)}: is missing; give it.")
+
+
+def _wanted(body: dict[str, Any]) -> Wanted:
+    """A checked request of a body."""
+    _check_fields(body, ("history", *OPTIONS), {"history"})
+    history = body["history"]
+    if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
+        raise ConfigError("history: must be a list of item ids (texts), oldest first.")
+    if len(history) > HISTORY:
+        raise ConfigError(f"history: has {len(history):,} items, at most {HISTORY:,} go; send the most recent ones.")
+    given = {name: value for name, value in body.items() if name != "history"}
+    options = _options(given)
+    others = tuple((name, getattr(options, name)) for name in OPTIONS if name not in ("allow", "deny"))
+    return Wanted(history, options, (filter_key(options.allow, options.deny), others))
+
+
+def _options(given: dict[str, Any]) -> ListOptions:
+    for name in ("allow", "deny"):
+        conditions = given.get(name)
+        if conditions is not None and not isinstance(conditions, list | Mapping):
+            raise ConfigError(f"{name}: must be a list of item ids, or conditions by column.")
+        parts = conditions.values() if isinstance(conditions, Mapping) else [conditions or []]
+        if (size := sum(len(part) if isinstance(part, list | Mapping) else 1 for part in parts)) > CONDITION:
+            raise ConfigError(f"{name}: has {size:,} values, at most {CONDITION:,} go; put them into a column.")
+    for name in ("filter_seen", "by_interest"):
+        if not isinstance(given.get(name, False), bool | None):
+            raise ConfigError(f"{name}: must be true or false, is {str(given[name])[:80]!r}.")
+    options = ListOptions(**given)
+    if options.n > LIST:
+        raise ConfigError(f"n: must be at most {LIST:,}, is {options.n:,}.")
+    return options
+
+
+def _plain(lists: list[Recommendations], by_interest: bool) -> dict[str, Any]:
+    """An answer as plain values."""
+    about = {"skipped": lists[0].skipped, "fallback": lists[0].fallback}
+    if by_interest:
+        return {"lists": [[_item(one) for one in items] for items in lists]} | about
+    return {"items": [_item(one) for one in lists[0]]} | about
+
+
+def _item(one: Recommendation) -> dict[str, Any]:
+    return one._asdict()
+
+
+def serve(run: Path, host: str, port: int, *, columns: Path | None = None, names: Sequence[str] = ()) -> None:
+    """Serve a run until interrupted. SIGHUP loads the run folder again, without losing a request.
+
+    Args:
+        run: the run folder; it may be a link that is set to another run before SIGHUP.
+        host: loopback by default; another address opens the model to the network.
+        port: 0 takes any free one.
+        columns: see `eimf.serving.recommender.load`; read again at each reload.
+        names: further host names by which clients may address it.
+
+    Raises:
+        ArtifactError, DataError: the run cannot be loaded.
+        ConfigError: the server cannot listen on the address.
+    """
+    service = Service(lambda: load(run, columns))
+    listener = listen(host, port)
+    log.info(f"serving {run} ({len(service.model.items):,} items): {address_of(host, listener)} (Ctrl-C ends it)")
+    if host not in LOOPBACK:
+        log.warning("  this is not the loopback address: whoever reaches this machine can ask for recommendations")
+    app = build_app(service, hosts_of(host, listener, names))
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_S)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
+        uvicorn.Server(settings).run([listener])

@@ -1,0 +1,116 @@
+"""The OpenAPI description of the HTTP service."""
+
+from typing import Any
+
+from eimf.core.version import VERSION
+
+
+def describe_api() -> dict[str, Any]:
+    """The description, as plain values."""
+    texts = {"type": "array", "items": {"type": "string"}}
+    value = {"type": ["string", "number", "boolean"]}
+    bounds = {"type": "object", "properties": {"min": {"type": "number"}, "max": {"type": "number"}}}
+    condition = {"anyOf": [value, {"type": "array", "items": value}, bounds]}
+    conditions = {
+        "description": "Item ids, or conditions by column: a value, values, or a range.",
+        "anyOf": [texts, {"type": "object", "additionalProperties": condition}, {"type": "null"}],
+    }
+    n = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}
+    request = {
+        "type": "object",
+        "required": ["history"],
+        "additionalProperties": False,
+        "properties": {
+            "history": texts | {"description": "Item ids, oldest first.", "maxItems": 10_000},
+            "n": n,
+            "filter_seen": {"type": ["boolean", "null"], "description": "null: as in the run's evaluation."},
+            "allow": conditions,
+            "deny": conditions,
+            "merge": {"enum": ["best", "proportional"], "default": "best"},
+            "diversity": {"type": "number", "minimum": 0, "default": 0},
+            "by_interest": {"type": "boolean", "default": False},
+            "unknown": {"enum": ["skip", "error"], "default": "skip"},
+        },
+    }
+    many = {
+        "type": "object",
+        "required": ["requests"],
+        "additionalProperties": False,
+        "properties": {"requests": {"type": "array", "minItems": 1, "maxItems": 256, "items": _ref("Request")}},
+    }
+    item = {
+        "type": "object",
+        "properties": {
+            "item_id": {"type": "string"},
+            "title": {"type": "string"},
+            "score": {"type": "number"},
+            "interest": {"type": ["integer", "null"], "description": "null: a popular or a similar item."},
+        },
+    }
+    items = {"type": "array", "items": _ref("Item")}
+    answer = {
+        "type": "object",
+        "required": ["skipped", "fallback"],
+        "properties": {
+            "items": items,
+            "lists": {"type": "array", "items": items, "description": "With by_interest, instead of items."},
+            "skipped": {"type": "integer", "description": "Items of the history that are not in the catalogue."},
+            "fallback": {"type": "boolean", "description": "No known item: the list is of popular items."},
+        },
+    }
+    answers = {"type": "object", "properties": {"answers": {"type": "array", "items": _ref("Answer")}}}
+    similar = {
+        "type": "object",
+        "required": ["item_id"],
+        "additionalProperties": False,
+        "properties": {"item_id": {"type": "string"}, "n": n, "allow": conditions, "deny": conditions},
+    }
+    plain: dict[str, Any] = {"type": "object"}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "EIMF", "version": VERSION, "description": "Recommendations by a trained run."},
+        "paths": {
+            "/recommend": _post(
+                "Lists for one or many histories", _any("Request", "Requests"), _any("Answer", "Answers")
+            ),
+            "/similar": _post(
+                "Items similar to an item", _ref("Similar"), {"type": "object", "properties": {"items": items}}
+            ),
+            "/health": _get("Whether the service answers", plain),
+            "/about": _get("The run, its digests, the size of its catalogue", plain),
+            "/openapi.json": _get("This description", plain),
+        },
+        "components": {
+            "schemas": {
+                **{"Request": request, "Requests": many, "Item": item, "Answer": answer, "Answers": answers},
+                "Similar": similar,
+                "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
+            }
+        },
+    }
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _any(*names: str) -> dict[str, Any]:
+    return {"anyOf": [_ref(name) for name in names]}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _get(text: str, reply: dict[str, Any]) -> dict[str, Any]:
+    return {"get": {"summary": text, "responses": {"200": {"description": "OK"} | _json(reply)}}}
+
+
+def _post(text: str, body: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
+    error = _json(_ref("Error"))
+    responses = {
+        "200": {"description": "OK"} | _json(reply),
+        "400": {"description": "A field is wrong; the message says which"} | error,
+        "413": {"description": "The body is too large"} | error,
+    }
+    return {"post": {"summary": text, "requestBody": {"required": True} | _json(body), "responses": responses}}

@@ -1,0 +1,78 @@
+"""What every web server of ours needs: where it listens, which host names it answers to, and its headers."""
+
+import socket
+from collections.abc import Sequence
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eimf.core.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Headers:
+    """Adds headers to every reply, errors too."""
+
+    def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
+        self.app, self.headers = app, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def guards(hosts: Sequence[str], policy: str = "default-src 'none'; frame-ancestors 'none'") -> list[Middleware]:
+    """The middleware of a server: security headers, and a check of the host name.
+
+    Args:
+        hosts: names by which clients may address it. Others are refused, so that a web page from elsewhere cannot read
+            this server by pointing its own host name at this machine (DNS rebinding). `*` allows all.
+        policy: the content security policy.
+    """
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+    return [
+        Middleware(Headers, headers=headers),  # pyright: ignore[reportArgumentType]
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),  # pyright: ignore[reportArgumentType]
+    ]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: loopback by default; another address opens the server to the network.
+        port: 0 takes any free one.
+
+    Raises:
+        ConfigError: the server cannot listen on the address.
+    """
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--port: must be from 0 (any free one) to 65535, is {port}.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, UnicodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not an address"
+        raise ConfigError(f"--host, --port: cannot listen on {host[:80]!r}:{port} ({reason}); choose others.") from None
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """The address of a server, for people."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+
+
+def hosts_of(host: str, listener: socket.socket, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The host names that a server on this address answers to; see `guards`.
+
+    Args:
+        names: further ones, such as this machine's in the network.
+    """
+    own = (host, f"[{host}]", socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
+    return tuple(dict.fromkeys((*LOOPBACK, "[::1]", *own, *names)))

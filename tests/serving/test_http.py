@@ -1,0 +1,225 @@
+"""The HTTP service: the same lists as in Python, clear errors, many clients at once, reload and stop without loss."""
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from eimf.cli.main import main
+from eimf.serving import http as module
+from eimf.serving.http import Service, build_app
+from eimf.serving.openapi import describe_api
+from eimf.serving.recommender import Recommendations, Recommender
+from eimf.training.train import train
+from tests.conftest import ROOT, tiny_config
+
+HISTORY = ["P00003", "P00005", "P00008"]
+
+
+@pytest.fixture(scope="module")
+def client(model: Recommender) -> TestClient:
+    return TestClient(build_app(Service(lambda: model)), "http://127.0.0.1", raise_server_exceptions=False)
+
+
+def plain(items: Recommendations) -> list[dict[str, Any]]:
+    return [one._asdict() | {"score": pytest.approx(one.score, abs=1e-5)} for one in items]
+
+
+def test_lists_are_those_of_python(client: TestClient, model: Recommender) -> None:
+    rules: dict[str, Any] = {"n": 4, "allow": {"stock": {"min": 2}}, "deny": ["P00001"]}
+    for options in (
+        {},
+        rules,
+        rules | {"merge": "proportional", "filter_seen": False},
+        {"diversity": 0.5, "allow": HISTORY},
+    ):
+        wanted = model.recommend(HISTORY, **options)
+        found = client.post("/recommend", json={"history": [*HISTORY, "nope"], **options})
+        assert found.json() == {"items": plain(wanted), "skipped": 1, "fallback": False}
+    lists = client.post("/recommend", json={"history": HISTORY, "by_interest": True, **rules}).json()["lists"]
+    assert lists == [plain(items) for items in model.recommend_by_interest(HISTORY, **rules)]
+    popular = client.post("/recommend", json={"history": [], **rules}).json()
+    assert popular == {"items": plain(model.recommend([], **rules)), "skipped": 0, "fallback": True}
+    similar = client.post("/similar", json={"item_id": "P00005", **rules}).json()
+    assert similar == {"items": plain(model.similar_items("P00005", **rules))}
+
+
+def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> None:
+    requests = [{"history": HISTORY, "n": 3}, {"history": []}, {"history": HISTORY[:1], "n": 3, "deny": {"stock": 0}}]
+    answers = client.post("/recommend", json={"requests": requests}).json()["answers"]
+    assert answers == [client.post("/recommend", json=one).json() for one in requests]
+    assert [len(one["items"]) for one in answers] == [3, 10, 3]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/recommend", "{", "the body is not JSON"),
+        ("/recommend", '{"history": [], "diversity": NaN}', "NaN is no JSON number"),
+        ("/recommend", [], "the body: must be an object, is list"),
+        ("/recommend", {}, "history: is missing"),
+        ("/recommend", {"history": "P00003"}, "history: must be a list of item ids (texts)"),
+        ("/recommend", {"history": [3]}, "history: must be a list of item ids (texts)"),
+        ("/recommend", {"history": ["P"] * 10_001}, "history: has 10,001 items, at most 10,000 go"),
+        ("/recommend", {"history": HISTORY, "m": 3}, "'m': no such field"),
+        ("/recommend", {"history": HISTORY, "n": 0}, "n: must be a whole number from 1"),
+        ("/recommend", {"history": HISTORY, "n": True}, "n: must be a whole number from 1"),
+        ("/recommend", {"history": HISTORY, "n": 1001}, "n: must be at most 1,000"),
+        ("/recommend", {"history": HISTORY, "merge": ["best"]}, "merge: must be best or proportional"),
+        ("/recommend", {"history": HISTORY, "filter_seen": 1}, "filter_seen: must be true or false"),
+        ("/recommend", {"history": HISTORY, "allow": "P00001"}, "allow: must be a list of item ids, or conditions"),
+        ("/recommend", {"history": HISTORY, "allow": [1]}, "allow.item_id: 1 does not fit"),
+        ("/recommend", {"history": HISTORY, "allow": {"stok": 1}}, "no column 'stok' (did you mean 'stock'?)"),
+        ("/recommend", {"history": HISTORY, "deny": ["P"] * 100_001}, "deny: has 100,001 values, at most 100,000"),
+        ("/recommend", {"history": ["nope"], "unknown": "error"}, "history: 'nope' not in the catalogue"),
+        ("/recommend", {"requests": []}, "requests: must be a list of 1 to 256 requests"),
+        ("/recommend", {"requests": [{"history": []}] * 257}, "requests: must be a list of 1 to 256 requests"),
+        ("/recommend", {"requests": [3]}, "requests[0]: must be an object, is int"),
+        ("/similar", {"item_id": "nope"}, "'nope' not in the catalogue"),
+        ("/similar", {"item_id": ["P00003"]}, "item_id: must be a text"),
+        ("/similar", {"item_id": "P00003", "history": []}, "'history': no such field"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_bad_requests_are_named(path: str, body: Any, message: str, client: TestClient) -> None:
+    found = client.post(path, content=body if isinstance(body, str) else json.dumps(body))
+    assert found.status_code == 400
+    assert message in found.json()["error"]
+    assert "\n" not in found.json()["error"]
+
+
+def test_other_addresses_methods_hosts_and_sizes(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/nowhere").json() == {"error": "Not Found"}
+    assert client.get("/recommend").status_code == 405
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+    for reply in (client.get("/health"), client.get("/nowhere"), client.post("/recommend", content="{")):
+        assert reply.headers["x-content-type-options"] == "nosniff"
+    large = client.post("/recommend", content=b" " * (module.BODY_BYTES + 1))
+    assert (large.status_code, "more than 4,194,304 bytes" in large.json()["error"]) == (413, True)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Recommender, "answer", broken)
+    reply = client.post("/recommend", json={"history": HISTORY})
+    assert (reply.status_code, reply.json()) == (500, {"error": "a fault of the server; its log has more"})
+
+
+def test_about_and_the_description(client: TestClient, model: Recommender) -> None:
+    about = client.get("/about").json()
+    assert about["items"] == len(model.items)
+    assert len(about["checkpoint_sha256"]) == len(about["data_digest"]) == 64
+    assert "stock" in about["columns"]
+    api = client.get("/openapi.json").json()
+    assert api == json.loads(json.dumps(describe_api()))
+    routes = {route.path for route in build_app(Service(lambda: model)).routes}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(api["paths"]) == routes
+    schemas = api["components"]["schemas"]
+    assert set(schemas["Request"]["properties"]) == {"history", *module.OPTIONS}
+    assert schemas["Request"]["properties"]["n"]["maximum"] == module.LIST
+    assert schemas["Requests"]["properties"]["requests"]["maxItems"] == module.REQUESTS
+    assert schemas["Request"]["properties"]["history"]["maxItems"] == module.HISTORY
+
+
+def ask(port: int, body: dict[str, Any] | None, path: str = "/recommend") -> tuple[int, Any]:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST" if body is not None else "GET", path, json.dumps(body) if body is not None else None)
+        with connection.getresponse() as reply:
+            return reply.status, json.loads(reply.read())
+
+
+@pytest.fixture(scope="module")
+def port(model: Recommender) -> Iterator[int]:
+    server = uvicorn.Server(uvicorn.Config(build_app(Service(lambda: model)), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def test_64_clients_at_once_get_what_each_would_get_alone(port: int, model: Recommender) -> None:
+    ids = model.items["item_id"].to_list()
+    bodies: list[dict[str, Any]] = [
+        {"history": ids[place % 100 : place % 100 + 1 + place % 5], "n": 3 + place % 2} for place in range(256)
+    ]
+    bodies[7] = {"history": ["nope"], "unknown": "error"}  # the others of its batch are answered
+    with ThreadPoolExecutor(64) as clients:
+        found = list(clients.map(lambda body: ask(port, body), bodies))
+    for place, (body, (status, reply)) in enumerate(zip(bodies, found, strict=True)):
+        if place == 7:
+            assert status == 400
+        else:
+            assert status == 200
+            assert [one["item_id"] for one in reply["items"]] == [one.item_id for one in model.recommend(**body)]
+
+
+@pytest.mark.slow
+def test_reload_and_stop_lose_no_request(run_folder: Path, data_root: Path, tmp_path: Path) -> None:
+    other = train(tiny_config(data_root, tmp_path, "trainer.max_epochs=1", "seed=1")).folder
+    current = tmp_path / "current"
+    current.symlink_to(run_folder)
+    command = [sys.executable, "-m", "eimf", "serve", str(current), "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    port = int(server.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
+
+    def checkpoint() -> str:
+        return ask(port, None, "/about")[1]["checkpoint_sha256"]
+
+    stop, statuses = threading.Event(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            statuses.append(ask(port, {"history": HISTORY})[0])
+
+    clients = [threading.Thread(target=work) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        before, deadline = checkpoint(), time.monotonic() + 60
+        (tmp_path / "next").symlink_to(tmp_path / "nowhere")  # what cannot be loaded is not served
+        (tmp_path / "next").replace(current)
+        server.send_signal(signal.SIGHUP)
+        assert "not reloaded, the earlier model is served on" in server.stdout.readline()
+        assert checkpoint() == before
+        (tmp_path / "next").symlink_to(other)
+        (tmp_path / "next").replace(current)
+        server.send_signal(signal.SIGHUP)
+        while checkpoint() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) in (0, -signal.SIGTERM)
+        server.stdout.close()
+    assert len(statuses) > 8
+    assert set(statuses) == {200}
+
+
+def test_bad_commands(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([str(tmp_path)], "no such checkpoint"),
+        ([str(run_folder), "--port", "70000"], "must be from 0 (any free one) to 65535, is 70000"),
+        ([str(run_folder), "--columns", str(tmp_path / "none.csv")], "none.csv: cannot be read"),
+    ):
+        assert main(["serve", *arguments]) == 2
+        assert message in capsys.readouterr().err
