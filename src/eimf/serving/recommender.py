@@ -26,6 +26,7 @@ from eimf.data.batch import Ragged
 from eimf.data.prepared import leaf_categories
 from eimf.evaluation.retrieval import CONTROLLED_POOL, ItemIndex, rerank_diverse, retrieve
 from eimf.runs.folder import ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.runs.versions import newest_version
 
 __all__ = ["Recommendation", "Recommender", "load"]
 
@@ -189,12 +190,12 @@ class Recommender:
 
 
 def load(run: str | PathLike[str]) -> Recommender:
-    """Load a run folder for serving; needs nothing but the folder.
+    """Load a run folder for serving; needs nothing but the folder. That of several versions stands for the newest.
 
     Raises:
         ArtifactError: the folder is not a finished run, or its files are of different runs.
     """
-    folder = Path(run)
+    folder = newest_version(Path(run))
     checkpoint = read_checkpoint(folder)
     origin = checkpoint[ORIGIN]
     items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
