@@ -1,7 +1,7 @@
 """Arguments that several commands share: an experiment file, a data set, a backbone, and settings."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,13 +15,49 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+PAGES = "docs/"
+
+
 def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, **options: Any
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    text: str,
+    *,
+    examples: Sequence[str] = (),
+    page: str = "",
+    **options: Any,
 ) -> argparse.ArgumentParser:
-    """Add a command that calls `run` with its arguments."""
-    parser = commands.add_parser(name, help=text, description=text, **options)
+    """Add a command that calls `run` with its arguments.
+
+    Args:
+        text: what it is for, in a line.
+        examples: whole command lines.
+        page: the page of the documentation about it, below `docs/`.
+    """
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog(examples, page),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
     parser.set_defaults(run=run)
     return parser
+
+
+def epilog(examples: Sequence[str], page: str) -> str:
+    """The end of a help text: examples, and where to read more."""
+    shown = "".join(f"  {example}\n" for example in examples)
+    return (f"examples:\n{shown}" if examples else "") + (f"\nread more: {PAGES}{page}" if page else "")
+
+
+def run_folder(text: str) -> Path:
+    """A run folder as an argument; the folder of several versions stands for the newest one."""
+    from eimf.runs.versions import newest_version
+
+    return newest_version(Path(text))
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:

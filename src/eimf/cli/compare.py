@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eimf.cli.arguments import Commands, add_command
+from eimf.cli.tables import print_table
 from eimf.core.errors import ArtifactError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 def add_commands(commands: Commands) -> None:
     """Add the command `eimf compare`."""
     parser = add_command(
-        commands, "compare", _compare, "run a suite of variants and seeds, and test which one is better"
+        commands,
+        "compare",
+        _compare,
+        "run a suite of variants and seeds, and test which one is better",
+        examples=("eimf compare backbones dataset=demo seeds=[0,1,2]", "eimf compare backbones dataset=demo --dry-run"),
+        page="howto/compare.md",
     )
     parser.add_argument("suite", metavar="SUITE", help="a YAML file, or a name in experiments/suites")
     parser.add_argument(
@@ -108,36 +114,31 @@ def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Pat
     data = build_data(config, prepare(config.dataset, config.data.root), labelled=False)
     groups = group_held_out(config, data, comparison.part)
     lifts = compare_groups(runs, suite.baseline, comparison.metrics[0], groups, comparison.part)
-    table = Table(
-        title=f"lift in {comparison.metrics[0]} over {comparison.baseline} by groups of users", title_justify="left"
-    )
-    for column in ("group", "level", "users", "variant", "baseline", "lift", "95% interval"):
-        table.add_column(
-            column, justify="left" if column in ("group", "level", "variant") else "right", overflow="fold"
-        )
-    for lift in lifts:
-        interval = f"{lift.low:+.1%} to {lift.high:+.1%}"
-        table.add_row(
+    columns = ("group", "level", "variant", "users", "baseline", "lift", "95% interval")
+    rows = [
+        (
             lift.group,
             lift.level,
-            f"{lift.users:,}",
             lift.variant,
+            f"{lift.users:,}",
             f"{lift.baseline:.4f}",
             f"{lift.lift:+.1%}",
-            interval,
+            f"{lift.low:+.1%} to {lift.high:+.1%}",
         )
-    console.print(table)
+        for lift in lifts
+    ]
+    title = f"lift in {comparison.metrics[0]} over {comparison.baseline} by groups of users"
+    print_table(console, title, columns, rows, left=3)
     folder = suite.folder / "comparison"
     make_folder(folder)
     write_text_atomic(folder / "groups.csv", polars.DataFrame([vars(lift) for lift in lifts]).write_csv())
 
 
 def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
-    table = Table(title="costs of a run (means)", title_justify="left")
     names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
-    table.add_column("variant", overflow="fold")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for variant, values in costs.items():
-        table.add_row(variant, *(f"{values[name]:.2f}" if name in values else "" for name in names))
-    console.print(table)
+    columns = ("variant", *(name.replace("_", " ") for name in names))
+    rows = [
+        (variant, *(f"{values[name]:.2f}" if name in values else "" for name in names))
+        for variant, values in costs.items()
+    ]
+    print_table(console, "costs of a run (means)", columns, rows)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eimf.cli.arguments import Commands, add_command, add_experiment, load_experiment
+from eimf.cli.arguments import Commands, add_command, add_experiment, epilog, load_experiment
 from eimf.core.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
@@ -24,20 +24,37 @@ if TYPE_CHECKING:
     from eimf.labels.label import LabelRequest
     from eimf.labels.typical import Typical
 
+PAGE = "howto/labels.md"
 Command = Callable[[argparse.Namespace, "Config"], None]
 
 
 def add_commands(groups: Commands) -> None:
     """Add `eimf label run`, `export`, `import`, `stats`, `show` and `check`."""
-    label = groups.add_parser("label", help="explicit interests by an LLM: run, export, import, stats, show, check")
+    text = "explicit interests by an LLM: run, export, import, stats, show, check"
+    label = groups.add_parser(
+        "label",
+        help=text,
+        description=f"Asks for and manages {text}.",
+        epilog=epilog(("eimf label run --dataset demo --dry-run", "eimf label stats --dataset demo"), PAGE),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = label.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
-        parser = add_command(commands, name, lambda options: run(options, load_experiment(options)), text)
+    def command(name: str, run: Command, text: str, *examples: str) -> argparse.ArgumentParser:
+        def work(options: argparse.Namespace) -> None:
+            run(options, load_experiment(options))
+
+        parser = add_command(commands, name, work, text, examples=examples, page=PAGE)
         add_experiment(parser)
         return parser
 
-    run = command("run", _run, "ask an LLM about typical users; what the cache has is not asked again")
+    run = command(
+        "run",
+        _run,
+        "ask an LLM about typical users; what the cache has is not asked again",
+        "eimf label run --dataset demo --dry-run",
+        "eimf label run --dataset demo llm.model=gpt-5-mini",
+    )
     run.add_argument(
         "--dry-run", action="store_true", help="show three prompts, calls, tokens, cost and time; ask nothing"
     )
@@ -50,15 +67,45 @@ def add_commands(groups: Commands) -> None:
         "--price-out", type=float, default=0.0, metavar="X", help="price of a million tokens of replies"
     )
     preview.add_argument("--seconds-each", type=float, default=3.0, metavar="S", help="seconds of a reply (default 3)")
-    export = command("export", _export, "write the labels as JSONL, or the open questions as an OpenAI batch file")
+    export = command(
+        "export",
+        _export,
+        "write the labels as JSONL, or the open questions as an OpenAI batch file",
+        "eimf label export --dataset demo --to labels.jsonl",
+        "eimf label export --dataset demo --batch --to questions.jsonl llm.model=gpt-5-mini",
+    )
     export.add_argument("--to", type=Path, required=True, metavar="FILE")
     export.add_argument("--batch", action="store_true", help="questions for OpenAI's Batch API instead of labels")
-    importer = command("import", _import, "read labels from JSONL, or the output of an OpenAI batch")
+    importer = command(
+        "import",
+        _import,
+        "read labels from JSONL, or the output of an OpenAI batch",
+        "eimf label import --dataset demo --from labels.jsonl",
+        "eimf label import --dataset demo --from output.jsonl llm.model=gpt-5-mini",
+    )
     importer.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE")
-    command("stats", _stats, "count replies, tokens and seconds")
-    show = command("show", _show, "show what the LLM said of a user")
+    command(
+        "stats",
+        _stats,
+        "count replies, tokens and seconds",
+        "eimf label stats --dataset demo",
+        "eimf label stats --dataset demo eimf.labels=labels.db",
+    )
+    show = command(
+        "show",
+        _show,
+        "show what the LLM said of a user",
+        "eimf label show --dataset demo --user u000012",
+        "eimf label show --dataset demo --user u000012 eimf.labels=labels.db",
+    )
     show.add_argument("--user", required=True, metavar="USER_ID")
-    command("check", _check, "check the labels' quality: validity, coverage, grounding, duplicates")
+    command(
+        "check",
+        _check,
+        "check the labels' quality: validity, coverage, grounding, duplicates",
+        "eimf label check --dataset demo",
+        "eimf label check --dataset demo eimf.labels=labels.db",
+    )
 
 
 def _prepared(config: "Config") -> "Prepared":

@@ -6,8 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 from eimf.cli import compare, labels, serve, sweep, train
+from eimf.cli.arguments import epilog
 from eimf.core.errors import EimfError
 from eimf.core.version import VERSION
 
@@ -16,12 +18,12 @@ DEBUG = "EIMF_DEBUG"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for an error of the user's, 1 for a fault of the program."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    parser, given = build_parser(), sys.argv[1:] if arguments is None else list(arguments)
+    options, rest = parser.parse_known_args(given)
     if rest:  # argparse takes no positional arguments after an option: `eimf sweep FILE --offline optim.lr=0.002`
         settings = getattr(options, "overrides", getattr(options, "experiment", None))
         if settings is None or any(text.startswith("-") or "=" not in text for text in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{_as_setting(rest[0], given)}")
         settings += rest
     show_log_lines()
     try:
@@ -38,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _unexpected(error, options.debug)
     return 0
+
+
+def _as_setting(option: str, given: Sequence[str]) -> str:
+    """A hint at the setting that an unknown option may mean: `seed=4` for `--seed 4`."""
+    name, equals, value = option.partition("=")
+    if not name.startswith("--"):
+        return ""
+    after = [text for before, text in pairwise(given) if before == option][:1]
+    shown = value if equals else after[0] if after and not after[0].startswith("-") else "VALUE"
+    return f" (settings have no dashes: did you mean {name[2:].replace('-', '_')}={shown}?)"
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
@@ -75,7 +87,12 @@ def show_log_lines() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="eimf", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="eimf",
+        description="Trains, compares and serves multi-interest models of users, from behaviour and an LLM's words.",
+        epilog=epilog(("eimf train --dataset demo", "eimf train --help"), "index.md"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"eimf {VERSION}")
     parser.add_argument("--debug", action="store_true", help=f"show tracebacks of unexpected errors (or {DEBUG}=1)")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

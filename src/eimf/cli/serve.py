@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eimf.cli.arguments import Commands, add_command, add_list_options, list_options
+from eimf.cli.arguments import Commands, add_command, add_list_options, list_options, run_folder
 from eimf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,25 +24,61 @@ log = logging.getLogger(__name__)
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
     index = add_command(
-        commands, "index", _index, "keep a retrieval index in a run folder, for serving a large catalogue"
+        commands,
+        "index",
+        _index,
+        "keep a retrieval index in a run folder, for serving a large catalogue",
+        examples=(
+            "eimf index lightning_logs/demo-comirec_sa",
+            "eimf index lightning_logs/demo-comirec_sa eval.index=ivf",
+        ),
+        page="howto/serve.md",
     )
-    index.add_argument("run_folder", metavar="RUN", type=Path)
+    index.add_argument("run_folder", metavar="RUN", type=run_folder)
     index.add_argument(
         "overrides", nargs="*", metavar="key=value", help="eval.index=hnsw (default), ivf, IVF4096,PQ16, ..."
     )
-    report = add_command(commands, "report", _report, "write one HTML page about a run or a suite")
-    report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=Path)
+    report = add_command(
+        commands,
+        "report",
+        _report,
+        "write one HTML page about a run or a suite",
+        examples=(
+            "eimf report lightning_logs/demo-comirec_sa",
+            "eimf report lightning_logs/demo-backbones --to page.html",
+        ),
+        page="tutorial.md",
+    )
+    report.add_argument("folder", metavar="RUN|SUITE_FOLDER", type=run_folder)
     report.add_argument("--to", metavar="FILE", type=Path, help="the page (default: report.html in the folder)")
     explore = add_command(
-        commands, "explore", _explore, "look into runs in a browser: interests, their items, diversity"
+        commands,
+        "explore",
+        _explore,
+        "look into runs in a browser: interests, their items, diversity",
+        examples=(
+            "eimf explore lightning_logs/demo-comirec_sa --open",
+            "eimf explore lightning_logs/demo-comirec_sa lightning_logs/demo-mind",
+        ),
+        page="tutorial.md",
     )
-    explore.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="two or more are shown side by side")
+    explore.add_argument(
+        "run_folders", metavar="RUN", type=run_folder, nargs="+", help="two or more are shown side by side"
+    )
     _add_address(explore, port=8411)
     explore.add_argument("--open", action="store_true", help="open the page in the browser")
     recommend = add_command(
-        commands, "recommend", _recommend, "recommend for a user or a history, interest by interest"
+        commands,
+        "recommend",
+        _recommend,
+        "recommend for a user or a history, interest by interest",
+        examples=(
+            "eimf recommend lightning_logs/demo-comirec_sa --user u000000",
+            "eimf recommend lightning_logs/demo-comirec_sa --history P00017,P00342 -n 5",
+        ),
+        page="howto/serve.md",
     )
-    recommend.add_argument("run_folder", metavar="RUN", type=Path)
+    recommend.add_argument("run_folder", metavar="RUN", type=run_folder)
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
     who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,14 +14,23 @@ from rich.text import Text
 from eimf.cli.arguments import Commands, add_command
 from eimf.cli.train import load_train
 from eimf.core.errors import ArtifactError, ConfigError
-from eimf.studies.sweep import Sweep, read_sweep
+
+if TYPE_CHECKING:
+    from eimf.studies.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
 
 def add_commands(commands: Commands) -> None:
     """Add the command `eimf sweep`."""
-    parser = add_command(commands, "sweep", _sweep, "search settings on validation users, at W&B or here")
+    parser = add_command(
+        commands,
+        "sweep",
+        _sweep,
+        "search settings on validation users, at W&B or here",
+        examples=("eimf sweep experiments/sweeps/demo_small.yaml --offline", "eimf sweep --join me/eimf/a1b2c3d4"),
+        page="howto/compare.md",
+    )
     parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="such as experiments/sweeps/demo_small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     parser.add_argument("--offline", action="store_true", help="search here, without W&B; the same command continues")
@@ -32,6 +42,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    from eimf.studies.sweep import read_sweep
+
     for name, value, least in (("workers", options.workers, 1), ("runs", options.runs, 1), ("seed", options.seed, 0)):
         if value is not None and value < least:
             raise ConfigError(f"--{name}: must be at least {least}, is {value}.")
@@ -49,7 +61,7 @@ def _sweep(options: argparse.Namespace) -> None:
         start_agent(create_sweep(sweep), options.runs)
 
 
-def create_sweep(sweep: Sweep) -> str:
+def create_sweep(sweep: "Sweep") -> str:
     """Create the sweep at W&B; returns its id.
 
     Raises:
@@ -87,7 +99,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _run_here(sweep: Sweep, options: argparse.Namespace) -> None:
+def _run_here(sweep: "Sweep", options: argparse.Namespace) -> None:
     from eimf.studies.local_sweep import FAILED, LocalSweep
 
     local = LocalSweep(sweep, options.seed)

@@ -1,8 +1,12 @@
 """Tables that several commands print."""
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -13,15 +17,33 @@ if TYPE_CHECKING:
 SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
 
 
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+) -> None:
+    """Print a table; where it is too wide for the terminal, turned, or else as a list. Words are never broken.
+
+    Args:
+        left: number of the first columns that are texts, aligned left; the others are numbers.
+    """
+    turned = [columns[0], *(row[0] for row in rows)], [list(cells) for cells in zip(columns, *rows, strict=True)][1:]
+    listed = ["", ""], [list(pair) for row in rows for pair in zip(columns, row, strict=True)]
+    for number, (head, body) in enumerate(((columns, rows), turned, listed)):
+        table = Table(title=Text(title), title_justify="left", show_header=any(head))
+        for place, name in enumerate(head):
+            table.add_column(name, justify="left" if place < (1 if number else left) else "right", overflow="fold")
+        for place, row in enumerate(body):
+            table.add_row(*(Text(cell) for cell in row), end_section=number == 2 and (place + 1) % len(columns) == 0)
+        if number == 2 or Measurement.get(console, console.options.update(width=1_000), table).minimum <= console.width:
+            console.print(table)
+            return
+
+
 def print_statistics(prepared: "Prepared") -> None:
     """Print the usual statistics table of a data set, and what was repaired."""
     from eimf.data.prepared import statistics
 
     counts = statistics(prepared)
-    table = Table(title=Text(prepared.folder.name), title_justify="left")
-    for column in ("users", "items", "interactions", "mean length", "median", "density", "last two tied"):
-        table.add_column(column, justify="right")
-    table.add_row(
+    row = (
         f"{counts.users:,}",
         f"{counts.items:,}",
         f"{counts.interactions:,}",
@@ -30,9 +52,28 @@ def print_statistics(prepared: "Prepared") -> None:
         f"{100 * counts.density:.3f}%",
         f"{100 * counts.tied_users:.1f}%",
     )
-    Console().print(table)
+    columns = ("users", "items", "interactions", "mean length", "median", "density", "last two tied")
+    print_table(Console(), prepared.folder.name, columns, [row], left=0)
     for repair, count in prepared.manifest.repairs.items():
         print(f"  {count:,} {repair}")
+
+
+def print_training(folder: Path, monitor: str, user_id: str) -> None:
+    """Print the best epoch, the time, the run folder, and commands to try next."""
+    from eimf.runs.curves import read_curves
+
+    rows = read_curves(folder / "metrics.csv")
+    if scored := [row for row in rows if monitor in row]:
+        best = max(scored, key=lambda row: row[monitor])
+        print(
+            f"best epoch {int(best['epoch']) + 1} of {len(rows)} ({monitor} {best[monitor]:.4f}), "
+            f"{sum(row['seconds'] for row in rows):.1f} seconds of training"
+        )
+    run = shlex.quote(str(folder))
+    print(f"written: {run}/ (config.yaml, metrics.csv, results.json, checkpoints/best.ckpt, ...)")
+    commands = (f"recommend {run} --user={shlex.quote(user_id)}", f"report {run}", f"explore {run} --open")
+    for start, command in zip(("try:    ", "        ", "        "), commands, strict=True):
+        print(f"{start} eimf {command}")
 
 
 def print_results(results: "dict[str, Evaluation]", title: str) -> None:
@@ -72,12 +113,9 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
         console.print(f"{shown} lists that interests fill by their shares: {', '.join(shares)}", highlight=False)
     trade_off = results[shown].trade_off
     if len(trade_off) > 1:
-        table = Table(
-            title=f"accuracy against diversity (ComiRec's controllable aggregation), {shown}",
-            title_justify="left",
-        )
-        for column in trade_off[0]:
-            table.add_column(column, justify="right")
-        for point in trade_off:
-            table.add_row(*(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in point.items()))
-        console.print(table)
+        title = f"accuracy against diversity (ComiRec's controllable aggregation), {shown}"
+        rows = [
+            tuple(f"{value:.4g}" if name == "lambda" else f"{value:.4f}" for name, value in point.items())
+            for point in trade_off
+        ]
+        print_table(console, title, tuple(trade_off[0]), rows, left=0)

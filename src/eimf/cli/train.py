@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eimf.cli.arguments import Commands, add_command, add_experiment, experiment_layers, load_experiment
+from eimf.cli.arguments import Commands, add_command, add_experiment, experiment_layers, load_experiment, run_folder
 from eimf.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ log = logging.getLogger(__name__)
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
     preparation = add_command(
-        commands, "prepare", _prepare, "download, filter and number a data set; print its statistics"
+        commands,
+        "prepare",
+        _prepare,
+        "download, filter and number a data set; print its statistics",
+        examples=(
+            "eimf prepare --dataset demo",
+            "eimf prepare --dataset mine dataset.source=table dataset.interactions=orders.csv",
+        ),
+        page="howto/own-data.md",
     )
     add_experiment(preparation)
     preparation.add_argument(
@@ -33,21 +41,53 @@ def add_commands(commands: Commands) -> None:
         "--ray", metavar="ADDRESS", help="do the shards on a Ray cluster: its address, auto, or local to start one here"
     )
     simulate = add_command(
-        commands, "simulate", _simulate, "write a simulated shop of any size as Parquet, to test scaling"
+        commands,
+        "simulate",
+        _simulate,
+        "write a simulated shop of any size as Parquet, to test scaling",
+        examples=("eimf simulate shop --users 1000000", "eimf simulate small --users 500 --items 200 --mean-length 20"),
+        page="howto/scale.md",
     )
     simulate.add_argument("folder", metavar="FOLDER", type=Path, help="a new folder")
     simulate.add_argument("--users", type=int, default=100_000)
     simulate.add_argument("--items", type=int, default=100_000)
     simulate.add_argument("--mean-length", type=float, default=50.0, help="interactions of a user (default 50)")
     simulate.add_argument("--seed", type=int, default=0)
-    train = add_command(commands, "train", _train, "train a model, evaluate it, and write its run folder")
+    train = add_command(
+        commands,
+        "train",
+        _train,
+        "train a model, evaluate it, and write its run folder",
+        examples=(
+            "eimf train --dataset demo --backbone comirec_sa",
+            "eimf train --resume lightning_logs/demo-comirec_sa",
+        ),
+        page="tutorial.md",
+    )
     add_experiment(train)
-    train.add_argument("--resume", metavar="RUN", type=Path, help="continue an interrupted run from its last epoch")
-    evaluate = add_command(commands, "evaluate", _evaluate, "evaluate a run's best checkpoint again")
-    evaluate.add_argument("run_folder", metavar="RUN", type=Path)
+    train.add_argument(
+        "--resume", metavar="RUN", type=run_folder, help="continue an interrupted run from its last epoch"
+    )
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "evaluate a run's best checkpoint again",
+        examples=(
+            "eimf evaluate lightning_logs/demo-comirec_sa",
+            "eimf evaluate lightning_logs/demo-comirec_sa eval.index=hnsw",
+        ),
+        page="explanation/protocols.md",
+    )
+    evaluate.add_argument("run_folder", metavar="RUN", type=run_folder)
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.index=hnsw")
     config = add_command(
-        commands, "config", _config, "print every setting of an experiment, with the file or argument that set it"
+        commands,
+        "config",
+        _config,
+        "print every setting of an experiment, with the file or argument that set it",
+        examples=("eimf config --dataset demo --backbone mind", "eimf config --changed optim.lr=0.002 --eimf"),
+        page="reference/settings.md",
     )
     add_experiment(config)
     config.add_argument("--changed", action="store_true", help="only settings that are not at their default")
@@ -119,17 +159,16 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from eimf.cli.tables import print_results, print_statistics
+    if options.resume is None:
+        load_experiment(options)  # errors show before Lightning is imported, which takes seconds
+    elif options.experiment or options.dataset or options.backbone:
+        raise ConfigError("--resume: continues with the run's own configuration; give nothing else with it.")
+    from eimf.cli.tables import print_results, print_statistics, print_training
     from eimf.data.prepare import prepare
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
-    if options.resume is not None:
-        if options.experiment or options.dataset or options.backbone:
-            raise ConfigError("--resume: continues with the run's own configuration; give nothing else with it.")
-        config = resume_config(options.resume)
-    else:
-        config = load_experiment(options)
+    config = load_experiment(options) if options.resume is None else resume_config(options.resume)
     prepared = prepare(config.dataset, config.data.root)
     first = is_first_process()
     if first:
@@ -137,8 +176,7 @@ def _train(options: argparse.Namespace) -> None:
     run = train(config, options.resume, prepared)
     if first:
         print_results(run.results, f"{config.run_name}, {config.split.kind} split, seed {config.seed}")
-        log.info(f"written: {run.folder}/ (config.yaml, metrics.csv, results.json, checkpoints/best.ckpt, ...)")
-        log.info(f'try:     eimf recommend {run.folder} --user "{prepared.user_ids[0]}"')
+        print_training(run.folder, config.monitor, prepared.user_ids[0])
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Checks of a configuration: names, secrets, and rules that concern several settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,15 +30,30 @@ def check(config: Config) -> None:
     _check_rest(config)
 
 
-def check_keys(values: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
-    """Refuse keys that a section does not have."""
+def check_keys(
+    values: Mapping[str, Any], known: Mapping[str, Any], path: str, settings: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Refuse keys that a section does not have.
+
+    Args:
+        settings: gives the paths of all settings, such as `optim.lr`, to suggest for a key of another section.
+    """
     for key in values:
         if key not in known:
             where = f"{path}.{key}" if path else key
             raise ConfigError(
-                f"{where}: no such key{nearest(str(key), list(known))}; "
+                f"{where}: no such key{_suggest(str(key), known, settings())}; "
                 f"{path or 'the configuration'} has {', '.join(known)}."
             )
+
+
+def _suggest(key: str, known: Mapping[str, Any], settings: Sequence[str]) -> str:
+    """A hint at the setting that a wrong key may mean."""
+    places = {setting.rpartition(".")[2]: setting for setting in reversed(settings)}  # the first place counts
+    close = [key] if key in places else get_close_matches(key, list(places), n=1, cutoff=0.75)
+    if close and not get_close_matches(key, list(known), n=1, cutoff=0.8):
+        return f" (did you mean {places[close[0]]}?)"
+    return nearest(key, list(known))
 
 
 def check_component(name: str, subject: str) -> None:

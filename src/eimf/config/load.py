@@ -6,10 +6,12 @@ may name presets (`presets: [start_from_interests]`): their values lie directly 
 
 import ast
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -198,20 +200,34 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         ConfigError: names the key, the value and the fix.
     """
     values = convert(values)
-    check_keys(values, {item.name: item for item in fields(Config)}, "")
+    paths = partial(_settings, values)
+    check_keys(values, {item.name: item for item in fields(Config)}, "", paths)
     built: Values = {}
-    for name, hint in get_type_hints(Config).items():
+    hints = get_type_hints(Config)
+    for name in sorted(hints, key=lambda name: name in CHOSEN):  # components are imported last: torch takes a second
+        hint = hints[name]
         if name in CHOSEN:
-            built[name] = _build(_schema(name, values.get(name)), values.get(name), name)
+            built[name] = _build(_schema(name, values.get(name)), values.get(name), name, paths)
         elif name not in values:
             continue
         elif is_dataclass(hint):
-            built[name] = _build(hint, values[name], name)  # pyright: ignore[reportArgumentType]
+            built[name] = _build(hint, values[name], name, paths)  # pyright: ignore[reportArgumentType]
         else:
             built[name] = _convert_scalar(hint, values[name], name)
     config = Config(**built)
     check(config)
     return config
+
+
+def _settings(values: Mapping[str, Any]) -> list[str]:
+    """Paths of all settings of a configuration with these components."""
+    paths = []
+    for section, hint in get_type_hints(Config).items():
+        if section in CHOSEN:
+            with suppress(ConfigError):  # an unknown component has its own error
+                hint = _schema(section, values.get(section))
+        paths += [f"{section}.{item.name}" for item in fields(hint)] if is_dataclass(hint) else [section]
+    return paths
 
 
 def _schema(section: str, values: Any) -> type:
@@ -248,9 +264,9 @@ def find_experiment(relative: str) -> Path | None:
     return next((path for folder in experiments_folders() if (path := folder / relative).is_file()), None)
 
 
-def names_in(folder: str) -> list[str]:
-    """Names of the YAML files in a folder of the experiments."""
-    return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob("*.yaml")})
+def names_in(folder: str, ending: str = "yaml") -> list[str]:
+    """Names of the files in a folder of the experiments."""
+    return sorted({path.stem for root in experiments_folders() for path in (root / folder).glob(f"*.{ending}")})
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Values:
@@ -321,12 +337,12 @@ def named(values: Mapping[str, Any]) -> Values:
     return values
 
 
-def _build(schema: type, value: Any, path: str) -> Any:
+def _build(schema: type, value: Any, path: str, settings: Callable[[], Sequence[str]] = tuple) -> Any:
     if value is None:
         return schema()
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: must be a group of key: value pairs, is {value!r}.")
-    check_keys(value, {item.name: item for item in fields(schema)}, path)
+    check_keys(value, {item.name: item for item in fields(schema)}, path, settings)
     empty = {item.name for item in fields(schema) if item.type in (str, "str")}
     value = {name: "" if given is None and name in empty else given for name, given in value.items()}
     choices = {item.name: get_args(item.type) for item in fields(schema)}
@@ -335,8 +351,24 @@ def _build(schema: type, value: Any, path: str) -> Any:
         node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
-        key = f"{path}.{error.full_key}" if error.full_key else path
-        raise ConfigError(f"{key}: {str(error).splitlines()[0].rstrip('.')}.") from None
+        name = str(error.full_key or "").split(".")[0].split("[")[0]
+        if name not in value:
+            raise ConfigError(f"{path}: {str(error).splitlines()[0].rstrip('.')}.") from None
+        given = "empty" if value[name] == "" else repr(value[name])
+        raise ConfigError(f"{path}.{name}: must be {_kind(get_type_hints(schema)[name])}, is {given}.") from None
+
+
+def _kind(hint: Any) -> str:
+    """What a setting of this type must be."""
+    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    inner = {float: "numbers, such as [0.1, 0.2]", int: "whole numbers, such as [10, 20]"}
+    if hint in plain:
+        return plain[hint]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is list:
+        return f"a list of {inner.get(get_args(hint)[0], 'values, such as [a, b]')}"
+    return "a group such as {name: value}" if get_origin(hint) is dict else "of another type"
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:

@@ -292,7 +292,7 @@ class TrainerConfig:
     gradient_clip: float = option(0.0, low=0.0)
     """Largest gradient norm; 0 is off."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, if the output is a terminal; otherwise, a line for each epoch."""
 
 
 @dataclass(frozen=True)
@@ -335,6 +335,8 @@ class LoggerConfig:
     """Whether the best checkpoint is kept at W&B, as an artifact."""
     project: str = "eimf"
     """Project at W&B."""
+    tensorboard: bool = False
+    """Also write events for TensorBoard, into the folder `tensorboard` of the run folder."""
     root: str = "lightning_logs"
     """Folder of run folders."""
 

@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from eimf.config.load import find_experiment
+from eimf.config.load import find_experiment, names_in
 from eimf.config.schema import Config
 from eimf.core.errors import LabelError
 from eimf.labels.cache import LabelCache
@@ -63,6 +63,12 @@ def is_cache(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(16) == b"SQLite format 3\0"
+    except FileNotFoundError:
+        raise LabelError(
+            f"{path}: no labels yet. Make some with eimf label run and the same data set (--dry-run shows the cost), "
+            "read some with eimf label import --from FILE, or name a file with eimf.labels=FILE; shipped are those of "
+            f"{', '.join(names_in('labels', 'jsonl'))}."
+        ) from None
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror}).") from None
 

@@ -30,10 +30,15 @@ STYLE = {
 
 
 def draw(paint: Callable[[Axes], None], height: float = 3.6) -> str:
+    """An SVG element of one pair of axes."""
+    return draw_figure(lambda figure: paint(figure.add_subplot()), height)
+
+
+def draw_figure(paint: Callable[[Figure], None], height: float) -> str:
     """An SVG element."""
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(6.4, height), layout="constrained")
-        paint(figure.add_subplot())
+        paint(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
@@ -41,8 +46,10 @@ def draw(paint: Callable[[Axes], None], height: float = 3.6) -> str:
     return text.replace(INK, "currentColor")
 
 
-def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
-    """One line for each name."""
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, best: float | None = None
+) -> str:
+    """One line for each name; the vertical line marks `best`."""
 
     def paint(axes: Axes) -> None:
         for n, (name, (xs, ys)) in enumerate(curves.items()):
@@ -51,9 +58,51 @@ def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
             )
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=x == "epoch"))
+        if best is not None:
+            axes.axvline(best, color=INK, linewidth=0.8, linestyle=":", label="best epoch")
         axes.legend(labelcolor=INK)
 
     return draw(paint)
+
+
+def panels(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, best: float | None = None) -> str:
+    """A small panel for each name, since their scales differ; the vertical line marks `best`."""
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+
+    def paint(figure: Figure) -> None:
+        for n, (name, (xs, ys)) in enumerate(curves.items()):
+            axes = figure.add_subplot(rows, columns, n + 1)
+            axes.plot(xs, ys, color=COLOURS[0], marker="o", markersize=3)
+            axes.set_title(name, fontsize=10)
+            axes.set_xlabel(x if n >= len(curves) - columns else "")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if best is not None:
+                axes.axvline(best, color=INK, linewidth=0.8, linestyle=":")
+
+    return draw_figure(paint, 0.6 + 2.0 * rows)
+
+
+def interval_panels(charts: Mapping[str, Sequence[tuple[str, float, float, float]]], x: str) -> str:
+    """Points with intervals for the same names, a panel for each chart; the line is at 0."""
+    names = list(dict.fromkeys(row[0] for rows in charts.values() for row in rows))
+    columns = min(2, len(charts))
+    lines_of = -(-len(charts) // columns)
+
+    def paint(figure: Figure) -> None:
+        for n, (title, rows) in enumerate(charts.items()):
+            axes = figure.add_subplot(lines_of, columns, n + 1)
+            for name, mid, low, high in rows:
+                place = names.index(name)
+                axes.plot([low, high], [place, place], color=COLOURS[0])
+                axes.plot([mid], [place], "o", color=COLOURS[0], markersize=4)
+            axes.axvline(0.0, color=INK, linewidth=0.8)
+            axes.set_yticks(range(len(names)), names if n % columns == 0 else [""] * len(names), fontsize=8)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_title(title, fontsize=10)
+        figure.supxlabel(x, fontsize="medium")
+
+    return draw_figure(paint, 0.6 + lines_of * (0.7 + 0.24 * len(names)))
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], x: str, base: float = 0.0) -> str:
@@ -85,7 +134,9 @@ def points(
             if name == large:
                 axes.scatter(xs, ys, s=90, marker="*", color=INK, label=name)
             else:
-                axes.scatter(xs, ys, s=9, marker=MARKERS[n % 6], color=COLOURS[n % 6], alpha=0.7, label=name)
+                axes.scatter(
+                    xs, ys, s=9, marker=MARKERS[n % 6], color=COLOURS[n % 6], alpha=0.5, linewidths=0, label=name
+                )
         for x, y, text in words:
             axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK, clip_on=True)
         axes.set(xlabel="first principal component", ylabel="second principal component")

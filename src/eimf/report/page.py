@@ -40,7 +40,9 @@ svg{max-width:100%;height:auto;display:block}.wide{overflow-x:auto}pre{overflow-
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid var(--rule)}
 td,th{text-align:right;white-space:nowrap}
 .best{font-weight:700}.second{text-decoration:underline}a{color:inherit}
-td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
+td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+.wide svg{min-width:30rem}
+h2{margin-top:2rem}
 </style></head><body><h1>{{ title }}</h1>
 {% for one in sections %}<section><h2>{{ one.title }}</h2>
 {% for line in one.text %}<p>{{ line }}</p>{% endfor %}
@@ -57,8 +59,10 @@ td:first-child,th:first-child{text-align:left}h2{margin-top:2rem}
 
 
 def number(value: Any) -> str:
-    """A number as the tables show it; an empty text for None."""
-    return f"{value:.4f}" if isinstance(value, int | float) else "" if value is None else str(value)
+    """A number as the tables show it: whole ones without decimals; an empty text for None."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def render(title: str, sections: list[Section]) -> str:

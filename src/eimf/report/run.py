@@ -1,6 +1,8 @@
 """Builds the sections about one run, from the files in its folder and the prepared data."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -11,7 +13,7 @@ from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.batch import gather_history
 from eimf.data.prepare import prepare
-from eimf.data.prepared import Prepared
+from eimf.data.prepared import Prepared, statistics
 from eimf.data.splits import Holdout
 from eimf.evaluation.agreement import attended, measure_agreement
 from eimf.evaluation.groups import place_of_level
@@ -20,7 +22,7 @@ from eimf.labels.cache import LabelCache
 from eimf.labels.label import newest_labels
 from eimf.labels.quality import assess_items, describe
 from eimf.labels.source import is_cache, label_source, read_labels
-from eimf.report.figures import intervals, lines, points
+from eimf.report.figures import intervals, lines, panels, points
 from eimf.report.page import Section, number
 from eimf.runs.curves import read_curves
 from eimf.runs.folder import read_frame, read_results
@@ -30,6 +32,9 @@ from eimf.training.build import build_data
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import group_held_out
 
+CHANCE = 0.05
+MAP_ITEMS = 2_000
+"""Most items that the map shows: more would hide each other, and make the page slow."""
 USE = ("interest_cosine", "interests_used", "hit_share")
 
 
@@ -69,8 +74,14 @@ def describe_run(folder: Path) -> list[Section]:
         for key in keys
     )
     head = ("metric", "val", "test", *(f"{part}, {prefix}" for prefix in beside))
-    sections = [Section("Result", (answer,), head, rows)]
-    sections.append(Section("Learning curves", charts=_curves(folder)))
+    curves = read_curves(folder / "metrics.csv")
+    best = best_epoch(curves, config.monitor)
+    remarks = _remarks(summary, config, curves, best)
+    sections = [Section("Result", (answer, *remarks), head, rows), _data(prepared, results)]
+    charts = _curves(curves, best)
+    if charts:
+        said = (f"The dotted line is epoch {best}, whose model was kept." if best else "",)
+        sections.append(Section("Learning curves", said, charts=charts))
     name, k = shown.split("@")
     values = read_frame(folder / "metrics.parquet").filter(part=part, metric=name, k=int(k))
     groups = group_held_out(config, data, part)
@@ -94,7 +105,10 @@ def describe_run(folder: Path) -> list[Section]:
         sections.append(Section("How interests are used", (text,), ("measure", "value"), used))
     sections += _label_quality(config, prepared)
     sections += _model_sections(folder, data, held)
-    costs = tuple((key.replace("_", " "), number(value)) for key, value in results.get("costs", {}).items())
+    costs = tuple(
+        (key.replace("_", " "), number(int(value) if key == "epochs" else value))
+        for key, value in results.get("costs", {}).items()
+    )
     costs += _label_costs(config)
     if costs:
         sections.append(Section("Costs", head=("what", "value"), rows=costs))
@@ -105,7 +119,7 @@ def describe_run(folder: Path) -> list[Section]:
 
 def _groups(table: polars.DataFrame, shown: str, mean: float) -> Section:
     """The metric by level of each group, with normal 95% intervals of the mean."""
-    rows = tuple((g, level, users, number(value)) for g, level, users, value, _ in table.iter_rows())
+    rows = tuple((g, level, number(users), number(value)) for g, level, users, value, _ in table.iter_rows())
     bars = []
     for group, level, users, value, spread in table.iter_rows():
         error = 1.96 * (spread or 0.0) / users**0.5
@@ -160,18 +174,61 @@ def _trade_off(curve: list[dict[str, float]], shown: str) -> Section:
     return Section("Accuracy against diversity", head=tuple(curve[0]), rows=rows, charts=(chart,))
 
 
-def _curves(folder: Path) -> tuple[str, ...]:
-    rows = read_curves(folder / "metrics.csv")
-    charts = []
-    for prefix, label in (("train/", "training loss (nats)"), ("val/recall", "recall, validation users")):
-        names = [name for name in (rows[0] if rows else {}) if name.startswith(prefix)]
-        curves = {}
-        for name in names:
-            logged = [row for row in rows if name in row]
-            curves[name] = ([row["epoch"] for row in logged], [row[name] for row in logged])
-        if curves:
-            charts.append(lines(curves, "epoch", label))
+def best_epoch(rows: Sequence[Mapping[str, float]], monitor: str) -> int | None:
+    """The epoch, counted from 1, with the best monitored value."""
+    scored = [row for row in rows if monitor in row]
+    return int(max(scored, key=lambda row: row[monitor])["epoch"]) + 1 if scored else None
+
+
+def _curves(rows: Sequence[Mapping[str, float]], best: int | None) -> tuple[str, ...]:
+    """Validation metrics in one chart, and each term of the training loss in a panel of its own."""
+
+    def curves(prefix: str) -> dict[str, tuple[list[float], list[float]]]:
+        names = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+        logged = {name: [row for row in rows if name in row] for name in names}
+        return {
+            name: ([row["epoch"] + 1 for row in found], [row[name] for row in found]) for name, found in logged.items()
+        }
+
+    terms, recalls = curves("train/"), curves("val/recall")
+    charts = [lines(recalls, "epoch", "recall, validation users", best)] if recalls else []
+    if terms:
+        charts.append(panels(terms, "epoch", best))
     return tuple(charts)
+
+
+def _remarks(
+    summary: Mapping[str, float], config: Config, rows: Sequence[Mapping[str, float]], best: int | None
+) -> tuple[str, ...]:
+    """Sentences about what is remarkable in the results."""
+    found = []
+    cosine = summary.get("interest_cosine")
+    if cosine is not None and cosine > 0.9:
+        found.append(
+            f"The interest vectors of a user are nearly equal (mean cosine {cosine:.2f}): the model works like one of "
+            "a single interest. More epochs, another backbone or loss.routing_weight may separate them."
+        )
+    shares = {key: value for key, value in summary.items() if key.startswith("hit_share")}
+    if len(shares) > 1 and max(shares.values()) > 0.8:
+        found.append(f"One interest finds {max(shares.values()):.0%} of all hits; the others add little.")
+    if best is not None and best == config.trainer.max_epochs == len(rows):
+        found.append("The last epoch was the best one: more epochs (trainer.max_epochs) may do better.")
+    return tuple(found)
+
+
+def _data(prepared: Prepared, results: Mapping[str, Any]) -> Section:
+    """The usual statistics of the data set, and what preparation repaired."""
+    counts = statistics(prepared)
+    rows = [(name, number(getattr(counts, name))) for name in ("users", "items", "interactions")]
+    rows += [(f"{part} users", number(count)) for part, count in results.get("users", {}).items()]
+    rows += [
+        ("mean length of a history", f"{counts.mean_length:.2f}"),
+        ("median length", f"{counts.median_length:.0f}"),
+        ("density", f"{counts.density:.3%}"),
+        ("users whose last two interactions have the same time", f"{counts.tied_users:.1%}"),
+    ]
+    rows += [(name, number(count)) for name, count in prepared.manifest.repairs.items()]
+    return Section("Data", head=("what", "value"), rows=tuple(rows))
 
 
 def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[Section]:
@@ -197,6 +254,8 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
             "chance, 1 the same grouping), and accuracy under the best matching, beside that of chance and of putting "
             "everything into one interest."
         )
+        if scores["agreement"] < CHANCE:
+            text += " Here the agreement is near chance: the interests are not those of the simulator."
         sections.append(Section("Agreement with the true interests", (text,), ("measure", "value"), rows))
     return sections
 
@@ -209,13 +268,18 @@ def _map(model: Recommender, prepared: Prepared, vectors: np.ndarray) -> Section
     axes = np.linalg.svd(items - centre, full_matrices=False)[2][:2]
     flat = (items - centre) @ axes.T
     kinds = prepared.categories[1:]
-    common = [int(kind) for kind in np.argsort(-np.bincount(kinds))[:6]]
+    shown = np.arange(len(items))
+    if len(items) > MAP_ITEMS:
+        shown = np.sort(np.random.default_rng(0).choice(len(items), MAP_ITEMS, replace=False))
+    common = [int(kind) for kind in np.argsort(-np.bincount(kinds))[:5] if kind]
     names = prepared.items["categories"].list.last()
     groups = {}
     for kind in common:
-        where = np.flatnonzero(kinds == kind)
+        where = shown[kinds[shown] == kind]
         if len(where):
-            groups[str(names[int(where[0])] or "unknown")[:24]] = tuple(flat[where].T.tolist())
+            groups[str(names[int(where[0])])[:24]] = tuple(flat[where].T.tolist())
+    if len(rest := shown[~np.isin(kinds[shown], common)]):
+        groups["other items" if groups else "items"] = tuple(flat[rest].T.tolist())
     labelled = _labelled_interests(model)
     if labelled:
         vectors = np.stack([vector for vector, _ in labelled])
@@ -223,8 +287,11 @@ def _map(model: Recommender, prepared: Prepared, vectors: np.ndarray) -> Section
     words = [(float(x), float(y), text) for (x, y), (_, text) in zip(places, labelled, strict=True)] if labelled else []
     stars = "interests of labelled users" if labelled else "interests of 5 users"
     groups[stars] = tuple(places.T.tolist())
-    text = ("Stars: behavioural interests of labelled users, with the explicit interest matched to each.",)
-    return Section("Map of items and interests", text if labelled else (), charts=(points(groups, stars, words),))
+    text = ["Stars: behavioural interests of labelled users, with the explicit interest matched to each."]
+    text = text if labelled else []
+    if len(shown) < len(items):
+        text.append(f"{len(shown):,} of {len(items):,} items, sampled at random.")
+    return Section("Map of items and interests", tuple(text), charts=(points(groups, stars, words),))
 
 
 def _labelled_interests(model: Recommender, count: int = 6) -> list[tuple[np.ndarray, str]]:

@@ -10,7 +10,7 @@ import polars
 
 from eimf.config.load import load
 from eimf.evaluation.groups import POPULARITY
-from eimf.report.figures import intervals, lines
+from eimf.report.figures import interval_panels, intervals, lines
 from eimf.report.page import Cell, Section, number
 from eimf.runs.curves import read_curves
 
@@ -21,13 +21,14 @@ def describe_suite(folder: Path, to: Path) -> list[Section]:
     sections = [
         Section("Result", (comparison["question"], *comparison["sentences"], _note(comparison)), *_table(comparison))
     ]
-    charts = []
+    lifts = {}
     for metric in comparison["metrics"]:
         cells = [(name, one[metric]) for name, one in comparison["cells"].items() if one[metric]["lift"] is not None]
-        bars = [(name, *(100 * one[key] for key in ("lift", "low", "high"))) for name, one in cells]
-        if bars:
-            charts.append(intervals(bars, f"lift in {metric} over {comparison['baseline']} (%), 95% interval"))
-    sections.append(Section("Lifts", charts=tuple(charts)))
+        if cells:
+            lifts[metric] = [(name, *(100 * one[key] for key in ("lift", "low", "high"))) for name, one in cells]
+    if lifts:
+        chart = interval_panels(lifts, f"lift over {comparison['baseline']} (%), 95% interval")
+        sections.append(Section("Lifts", charts=(chart,)))
     if curves := _curves(comparison):
         sections.append(Section("Learning curves", ("The first seed of each variant.",), charts=curves))
     sections += _groups(folder, comparison)
@@ -71,7 +72,7 @@ def _curves(comparison: dict[str, Any]) -> tuple[str, ...]:
         if rows:
             monitor = load(folder / "config.yaml").monitor
             logged = [row for row in rows if monitor in row]
-            curves[variant] = ([row["epoch"] for row in logged], [row[monitor] for row in logged])
+            curves[variant] = ([row["epoch"] + 1 for row in logged], [row[monitor] for row in logged])
             monitors.add(monitor)
     return (lines(curves, "epoch", " or ".join(sorted(monitors))),) if curves else ()
 
@@ -85,7 +86,7 @@ def _groups(folder: Path, comparison: dict[str, Any]) -> list[Section]:
         (
             one["group"],
             one["level"],
-            one["users"],
+            number(one["users"]),
             one["variant"],
             number(one["baseline"]),
             f"{one['lift']:+.1%}",

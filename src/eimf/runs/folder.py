@@ -16,6 +16,7 @@ from eimf.core.errors import ArtifactError
 from eimf.core.files import make_folder, sha256_file, write_json_atomic
 from eimf.data.prepared import Prepared
 from eimf.evaluation.retrieval import ItemIndex, make_index
+from eimf.runs.versions import versions
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
@@ -250,8 +251,3 @@ def make_run_folder(parent: Path, make: bool = True) -> Path:
             number += 1
         except OSError as error:
             raise ArtifactError(f"{folder}: this folder cannot be made ({error.strerror}).") from None
-
-
-def versions(parent: Path) -> list[tuple[int, Path]]:
-    """Number and folder of the runs of an experiment, in the order of their numbers."""
-    return sorted((int(path.name[8:]), path) for path in parent.glob("version_*") if path.name[8:].isdigit())

@@ -1,11 +1,13 @@
-"""Copies a run's curves and results to Weights & Biases; offline unless a key or a setting says otherwise."""
+"""Copies a run's curves and results to Weights & Biases (offline unless a key or a setting says otherwise) and
+TensorBoard.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from eimf.config.load import to_dict
 from eimf.config.schema import Config
@@ -59,6 +61,22 @@ def wandb_logger(config: Config, folder: Path, origin: Mapping[str, Any]) -> Wan
                 f"wandb: cannot go online ({reason[0]}); logging offline, upload later with: wandb sync {folder}/wandb"
             )
     return start("offline")
+
+
+def tensorboard_logger(config: Config, folder: Path) -> TensorBoardLogger | None:
+    """A logger that writes events for TensorBoard into the run folder, or None if none are wanted.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    if not config.logger.tensorboard:
+        return None
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "logger.tensorboard: TensorBoard is not installed; pip install 'eimf[tensorboard]', or set it to false."
+        ) from None
 
 
 def wandb_mode(config: Config) -> str:

@@ -43,6 +43,7 @@ from eimf.evaluation.retrieval import (
     retrieve_each,
 )
 from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.runs.versions import newest_version
 from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
 
 __all__ = ["ListOptions", "Recommendation", "Recommendations", "Recommender", "load"]
@@ -449,7 +450,7 @@ class Recommender:
 
 
 def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFrame | None = None) -> Recommender:
-    """Load a run folder for serving; needs nothing but the folder.
+    """Load a run folder for serving; needs nothing but the folder. That of several versions stands for the newest.
 
     Args:
         columns: a table (or its file: CSV, Parquet, JSON lines) keyed by `item_id`, with further columns to filter by.
@@ -458,7 +459,7 @@ def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFra
         ArtifactError: the folder is not a finished run, or its files are of different runs.
         DataError: the table cannot be read, or its `item_id` is missing or repeated.
     """
-    folder = Path(run)
+    folder = newest_version(Path(run))
     checkpoint = read_checkpoint(folder)
     origin = checkpoint[ORIGIN]
     items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))

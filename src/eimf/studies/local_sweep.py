@@ -25,7 +25,7 @@ import psutil
 from eimf.core.errors import ConfigError
 from eimf.core.files import lock, make_folder, sha256_json, write_json_atomic
 from eimf.runs.curves import read_curves
-from eimf.runs.folder import versions
+from eimf.runs.versions import versions
 from eimf.studies.sweep import Parameter, Sweep, arguments_of
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eimf.config.checks import check_component
-from eimf.config.load import find_experiment, load, load_for, merge, named, read_yaml, to_yaml
+from eimf.config.load import find_experiment, load, load_for, merge, named, names_in, read_yaml, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import is_locked, make_folder, write_text_atomic
+from eimf.core.options import nearest
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.evaluation.agreement import METRIC as AGREEMENT
@@ -107,6 +108,12 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         ConfigError: names the file, the key, the value and the fix.
     """
     named_suite = find_experiment(f"suites/{path}.yaml")
+    if named_suite is None and not Path(path).exists():
+        name = str(path)
+        raise ConfigError(
+            f"{name!r}: no such suite{nearest(Path(name).stem, names_in('suites'))}; give a YAML file, or one of "
+            f"{', '.join(names_in('suites'))} (experiments/suites)."
+        )
     path = named_suite if named_suite and not Path(path).is_file() else Path(path)
     values = read_yaml(path)
     if unknown := [key for key in values if key not in KEYS]:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from pytorch_lightning.accelerators import CUDAAccelerator
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from eimf.backbones import Backbone
@@ -189,7 +189,7 @@ def build_trainer(config: Config, callbacks: Sequence[Callback] = (), checkpoint
             callbacks=list(callbacks),
             logger=False,
             enable_checkpointing=checkpoints,
-            enable_progress_bar=options.progress,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,

@@ -35,7 +35,7 @@ from eimf.runs.folder import (
 )
 from eimf.runs.provenance import describe_run, label_digest
 from eimf.runs.results import Run, costs, write_frame, write_results
-from eimf.runs.tracking import log_outcome, wandb_logger
+from eimf.runs.tracking import log_outcome, tensorboard_logger, wandb_logger
 from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
 from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
@@ -127,9 +127,8 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     }
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
     # After Lightning has accepted the settings: a refused run must not appear at W&B.
-    logger = wandb_logger(config, folder, read_run(folder)) if first else None
-    if logger is not None:
-        trainer.loggers = [logger]
+    loggers = (wandb_logger(config, folder, read_run(folder)), tensorboard_logger(config, folder)) if first else ()
+    trainer.loggers = [logger for logger in loggers if logger is not None]
     if model.backbone.trainable and config.trainer.max_epochs > 0:
         last = folder / LAST if resume else None
         try:
@@ -151,10 +150,10 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         if index is not None:
             save_index(folder, index, config.eval.index, config.eval.search)
         for logger in trainer.loggers:
-            assert isinstance(logger, WandbLogger)
-            summaries = {part: evaluation.summary for part, evaluation in results.items()}
-            curve = results["test" if "test" in results else "val"].trade_off
-            log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
+            if isinstance(logger, WandbLogger):
+                summaries = {part: evaluation.summary for part, evaluation in results.items()}
+                curve = results["test" if "test" in results else "val"].trade_off
+                log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
     return Run(folder, results)
 
@@ -167,7 +166,7 @@ def with_counts(prepared: Prepared, split: SplitConfig) -> polars.DataFrame:
 
 def run_callbacks(config: Config, folder: Path) -> list[Callback]:
     """The callbacks of a run: early stopping, checkpoints, curves and the progress bar."""
-    callbacks: list[Callback] = [Progress(config.monitor)] if config.trainer.progress else []
+    callbacks: list[Callback] = [Progress(config.monitor, config.trainer.progress)]
     return [
         *callbacks,
         EarlyStopping(config.monitor, mode="max", patience=config.trainer.patience, check_on_train_epoch_end=True),
