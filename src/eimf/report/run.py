@@ -254,7 +254,7 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
             "chance, 1 the same grouping), and accuracy under the best matching, beside that of chance and of putting "
             "everything into one interest."
         )
-        if scores["agreement"] < CHANCE:
+        if scores.get("agreement", 1.0) < CHANCE:
             text += " Here the agreement is near chance: the interests are not those of the simulator."
         sections.append(Section("Agreement with the true interests", (text,), ("measure", "value"), rows))
     return sections
