@@ -211,7 +211,7 @@ def test_the_losses_of_a_step_equal_the_plain_ones_at_any_chunk_size(beta, log_q
     else:
         expected = interest_hard_negatives(positive, scores, hits, beta, q_negative)
     expected_grads = torch.autograd.grad(3 * expected, (user, truth, negative))
-    found = _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)
+    found = _Sampled.apply(user, truth, negative, None, target, negatives, log_q, beta, rows)
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(found, expected)
     for ours, theirs in zip(torch.autograd.grad(3 * found, (user, truth, negative)), expected_grads, strict=True):
@@ -221,10 +221,58 @@ def test_the_losses_of_a_step_equal_the_plain_ones_at_any_chunk_size(beta, log_q
 @pytest.mark.parametrize("beta", [None, 2.0])
 def test_a_row_whose_negatives_are_all_hits_has_no_loss(beta) -> None:
     user, same = torch.randn(3, 5, requires_grad=True), torch.full((4,), 2)
-    loss = _Sampled.apply(user, torch.randn(3, 5), torch.randn(4, 5), same[:3], same, None, beta, 2)
+    loss = _Sampled.apply(user, torch.randn(3, 5), torch.randn(4, 5), None, same[:3], same, None, beta, 2)
     assert isinstance(loss, torch.Tensor)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert torch.autograd.grad(loss, user)[0].abs().max().item() == 0
+
+
+@pytest.mark.parametrize("beta", [None, 2.0])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_rivals_score_the_sampled_items_by_the_best_of_them(beta, rows: int) -> None:
+    torch.manual_seed(0)
+    user, truth, negative = (torch.randn(count, 5, requires_grad=True) for count in (7, 7, 9))
+    rivals = torch.randn(7, 3, 5, requires_grad=True)
+    target, negatives = torch.randint(1, 12, (7,)), torch.randint(1, 12, (9,))
+    scores = torch.einsum("bkd,nd->bkn", rivals, negative).amax(dim=1)
+    positive, hits = (user * truth).sum(-1), negatives == target[:, None]
+    if beta is None:
+        expected = sampled_softmax(positive, scores, hits)
+    else:
+        expected = interest_hard_negatives(positive, scores, hits, beta)
+    inputs = (user, truth, negative, rivals)
+    found = _Sampled.apply(user, truth, negative, rivals, target, negatives, None, beta, rows)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_competing_interests_lower_the_probability_of_the_target(name: str) -> None:
+    """An item that another interest scores high counts against the target, as it does in the merged list."""
+    backbone = ComiRecSA(20, 5, embed_dim=8)
+    vectors, target = torch.randn(30, 3, 8), torch.randint(1, 21, (30,))
+    found = {}
+    for compete in ("own", "best"):
+        torch.manual_seed(0)
+        found[compete] = make(name, compete=compete).predict(backbone, 20 * vectors, target)
+    assert found["best"] > found["own"]
+    single = {}
+    for compete in ("own", "best"):
+        torch.manual_seed(0)
+        single[compete] = make(name, compete=compete).predict(backbone, vectors[:, :1], target)
+    assert single["best"] == single["own"]
+
+
+def test_full_softmax_over_the_best_interest_of_each_item() -> None:
+    backbone = ComiRecSA(20, 5, embed_dim=8)
+    vectors, target = torch.randn(30, 3, 8), torch.randint(1, 21, (30,))
+    scores = torch.einsum("bkd,nd->bkn", vectors, backbone.item_vectors()[1:]).amax(dim=1)
+    found = FullSoftmax(compete="best").predict(backbone, vectors, target)
+    torch.testing.assert_close(found, F.cross_entropy(scores, target - 1))
 
 
 def test_gbce_with_t_zero_is_bce() -> None:

@@ -103,6 +103,10 @@ class LossConfig:
     """The loss: `full_softmax`, `sampled_softmax`, `in_batch`, `gbce`, `ihn` (REMI's), or one of your own."""
     readout_power: float = option(float("inf"), low=0.0)
     """p of the label-aware attention over interests (MIND eq. 8); inf takes the best interest (ComiRec eq. 8)."""
+    compete: Literal["own", "best"] = "own"
+    """Which interest scores the other items in the softmax. `own`: the one that the target is read out with, as in the
+    papers. `best` (beyond the papers): for each item the one with the highest score, as retrieval merges lists. With
+    `own`, an interest is never trained against the targets of the others."""
     temperature: float = option(1.0, low=1e-4)
     """Scores are divided by it. Use about 0.05 to 0.1 with `backbone.normalize`."""
     routing_weight: float = option(0.0, low=0.0)

@@ -64,6 +64,11 @@ class Loss(nn.Module):
         """One vector per sample: its interests combined by label-aware attention, divided by the temperature."""
         return read_out(vectors, truth, self.config.readout_power) / self.config.temperature
 
+    def rivals(self, vectors: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"] | None:
+        """The vectors that compete for the other items (`loss.compete=best`); None if only the read-out does."""
+        competes = self.config.compete == "best" and vectors.shape[1] > 1
+        return vectors / self.config.temperature if competes else None
+
 
 class SampledLoss(Loss):
     """Base of losses with sampled negatives. All samples of a batch share the negatives."""

@@ -30,4 +30,4 @@ class InterestHardNegatives(SampledLoss):
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         user, truth, negative, negatives = self.sample(backbone, vectors, target)
         log_q = self.sampler.log_probabilities(backbone.n_items, target.device) if self.config.log_q else None
-        return fused_loss(user, truth, negative, target, negatives, log_q, self.config.ihn_beta)
+        return fused_loss(user, truth, negative, target, negatives, log_q, self.config.ihn_beta, self.rivals(vectors))

@@ -41,4 +41,5 @@ class InBatchSoftmax(Loss):
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         truth = backbone.item_vectors(target)
         log_q = self.sampler.log_probabilities(backbone.n_items, target.device) if self.config.log_q else None
-        return fused_loss(self.read_out(vectors, truth), truth, truth, target, target, log_q)
+        user = self.read_out(vectors, truth)
+        return fused_loss(user, truth, truth, target, target, log_q, rivals=self.rivals(vectors))

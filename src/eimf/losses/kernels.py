@@ -103,6 +103,7 @@ def fused_loss(
     negatives: Int[Tensor, " N"],
     log_q: Float[Tensor, " I_plus_1"] | None = None,
     beta: float | None = None,
+    rivals: Float[Tensor, "B K D"] | None = None,
 ) -> Float[Tensor, ""]:
     """`eimf.losses.functions.sampled_softmax`, or `interest_hard_negatives` if `beta` is given, from vectors.
 
@@ -112,9 +113,10 @@ def fused_loss(
         target, negatives: their ids.
         log_q: log sampling probability of every item; None skips the correction.
         beta: concentration of REMI's hard negatives.
+        rivals: if given, a sampled item has its highest score with any of these vectors, instead of that with `user`.
     """
-    rows = _rows_at_once(CHUNK_BYTES, len(negatives))
-    return _Sampled.apply(user, truth, negative, target, negatives, log_q, beta, rows)  # pyright: ignore[reportReturnType]
+    rows = _rows_at_once(CHUNK_BYTES, len(negatives) * (1 if rivals is None else rivals.shape[1]))
+    return _Sampled.apply(user, truth, negative, rivals, target, negatives, log_q, beta, rows)  # pyright: ignore[reportReturnType]
 
 
 class _Sampled(torch.autograd.Function):
@@ -129,6 +131,7 @@ class _Sampled(torch.autograd.Function):
         user: Float[Tensor, "B D"],
         truth: Float[Tensor, "B D"],
         negative: Float[Tensor, "N D"],
+        rivals: Float[Tensor, "B K D"] | None,
         target: Int[Tensor, " B"],
         negatives: Int[Tensor, " N"],
         log_q: Float[Tensor, " I_plus_1"] | None,
@@ -138,11 +141,13 @@ class _Sampled(torch.autograd.Function):
         count, scale, device = len(user), 1 / max(len(user), 1), user.device
         dtype = _product_type(user)
         loss = torch.zeros((), device=device)
-        grad_user = torch.empty(user.shape, device=device)
+        grad_user = torch.zeros(user.shape, device=device)
+        grad_rivals = None if rivals is None else torch.empty(rivals.shape, device=device)
         grad_negative = torch.zeros(negative.shape, device=device)
         grad_positive = torch.empty(count, device=device)
         with torch.autocast(device.type, enabled=False):
             low_user, low_negative = user.to(dtype), negative.to(dtype)
+            low_rivals = None if rivals is None else rivals.to(dtype)
             positive = (user * truth).sum(dim=-1).float()
             if log_q is not None and beta is None:
                 positive -= log_q[target]
@@ -150,7 +155,12 @@ class _Sampled(torch.autograd.Function):
             left = len(negatives) - _count_in(negatives, target)
             for start in range(0, count, rows):
                 part = slice(start, start + rows)
-                scores = (low_user[part] @ low_negative.T).float()
+                best = None
+                if low_rivals is None:
+                    scores = (low_user[part] @ low_negative.T).float()
+                else:
+                    every = torch.matmul(low_rivals[part].transpose(0, 1), low_negative.T)  # [K, R, N]
+                    scores, best = every.float().max(dim=0)
                 hits = negatives == target[part, None]
                 if beta is None:
                     total, weight, grad_positive[part] = _softmax_gradient(positive[part], scores, hits, weight_q)
@@ -160,17 +170,24 @@ class _Sampled(torch.autograd.Function):
                     )
                 loss += total
                 low_weight = weight.to(dtype)
-                grad_user[part] = (low_weight @ low_negative).float()
-                grad_negative += low_weight.T @ low_user[part]
+                if low_rivals is None or grad_rivals is None:
+                    grad_user[part] = (low_weight @ low_negative).float()
+                    grad_negative += low_weight.T @ low_user[part]
+                    continue
+                for k in range(low_rivals.shape[1]):  # the gradient goes to the vector with the highest score
+                    own_weight = low_weight * (best == k)
+                    grad_rivals[part, k] = (own_weight @ low_negative).float()
+                    grad_negative += own_weight.T @ low_rivals[part, k]
             grad_user += grad_positive[:, None] * truth
             grad_truth = grad_positive[:, None] * user
-        grads = (grad.mul_(scale) for grad in (grad_user, grad_truth.float(), grad_negative))
-        ctx.save_for_backward(*grads)
+        grads = [grad.mul_(scale) for grad in (grad_user, grad_truth.float(), grad_negative)]
+        ctx.save_for_backward(*grads, *([] if grad_rivals is None else [grad_rivals.mul_(scale)]))
         return loss * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *(grads[0] * grad for grad in ctx.saved_tensors), None, None, None, None, None
+        user, truth, negative, *rivals = (grads[0] * grad for grad in ctx.saved_tensors)
+        return user, truth, negative, rivals[0] if rivals else None, None, None, None, None, None
 
 
 def _count_in(items: Int[Tensor, " N"], wanted: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

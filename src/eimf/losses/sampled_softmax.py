@@ -35,4 +35,4 @@ class SampledSoftmax(SampledLoss):
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         user, truth, negative, negatives = self.sample(backbone, vectors, target)
         log_q = self.sampler.log_probabilities(backbone.n_items, target.device) if self.config.log_q else None
-        return fused_loss(user, truth, negative, target, negatives, log_q)
+        return fused_loss(user, truth, negative, target, negatives, log_q, rivals=self.rivals(vectors))
