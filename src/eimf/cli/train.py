@@ -165,6 +165,7 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigError("--resume: continues with the run's own configuration; give nothing else with it.")
     from eimf.cli.tables import print_results, print_statistics, print_training
     from eimf.data.prepare import prepare
+    from eimf.evaluation.remarks import describe_interests
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
@@ -176,6 +177,9 @@ def _train(options: argparse.Namespace) -> None:
     run = train(config, options.resume, prepared)
     if first:
         print_results(run.results, f"{config.run_name}, {config.split.kind} split, seed {config.seed}")
+        summary = run.results["test" if "test" in run.results else "val"].summary
+        for sentence in describe_interests(summary):
+            log.info(sentence)
         print_training(run.folder, config.monitor, prepared.user_ids[0])
 
 

@@ -28,6 +28,7 @@ from eimf.evaluation.metrics import (
     find_hits,
     interest_cosine,
     interests_used,
+    list_overlap,
 )
 from eimf.evaluation.retrieval import (
     CONTROLLED_POOL,
@@ -216,8 +217,11 @@ class Evaluator:
     def _add_proportional(
         self, vectors: Float[Tensor, "B K D"], targets: Ragged, n_targets: Int[Tensor, " B"], seen: Ragged | None
     ) -> None:
-        """Add accuracy and diversity of the lists that interests fill by their shares."""
-        filled = fill_proportionally(*retrieve_each(self.index, vectors, self.depth, seen), self.depth)
+        """Add how much the lists of the interests have in common, and accuracy and diversity of the lists that they
+        fill by their shares."""
+        lists, scores = retrieve_each(self.index, vectors, self.depth, seen)
+        self._mean(f"interest_overlap@{self.cutoffs[0]}", list_overlap(lists[:, :, : self.cutoffs[0]]))
+        filled = fill_proportionally(lists, scores, self.depth)
         hits, _ = find_hits(filled.items, targets)
         used = interests_used(filled.interest, filled.items != 0, vectors.shape[1])
         self._mean(f"proportional/interests_used@{self.depth}", used)

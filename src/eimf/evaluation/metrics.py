@@ -199,6 +199,22 @@ def interest_cosine(vectors: Float[Tensor, "B K D"]) -> Values:
     return total / (count * (count - 1))
 
 
+def list_overlap(lists: Int[Tensor, "B K N"]) -> Values:
+    """Mean share of items that the lists of two interests have in common, over all pairs: 1 means equal lists.
+
+    >>> list_overlap(torch.tensor([[[1, 2, 3], [3, 4, 0]]])).round(decimals=3)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    count = lists.shape[1]
+    total = torch.zeros(len(lists), dtype=torch.float64)
+    for a in range(count):
+        for b in range(a + 1, count):
+            same = (lists[:, a, :, None] == lists[:, b, None, :]) & (lists[:, a, :, None] != 0)
+            shorter = torch.minimum((lists[:, a] != 0).sum(dim=1), (lists[:, b] != 0).sum(dim=1))
+            total += same.sum(dim=(1, 2)).double() / shorter.clamp(min=1)
+    return total / max(1, count * (count - 1) // 2)
+
+
 def interests_used(interest: Int[Tensor, "B N"], listed: Bool[Tensor, "B N"], n_interests: int) -> Values:
     """Effective number of interests in a merged list: exp of the entropy of their shares, from 1 to K.
 

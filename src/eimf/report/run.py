@@ -17,6 +17,7 @@ from eimf.data.prepared import Prepared, statistics
 from eimf.data.splits import Holdout
 from eimf.evaluation.agreement import attended, measure_agreement
 from eimf.evaluation.groups import place_of_level
+from eimf.evaluation.remarks import CHANCE, describe_interests
 from eimf.explicit.naming import behind_words
 from eimf.labels.cache import LabelCache
 from eimf.labels.label import newest_labels
@@ -32,7 +33,6 @@ from eimf.training.build import build_data
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import group_held_out
 
-CHANCE = 0.05
 MAP_ITEMS = 2_000
 """Most items that the map shows: more would hide each other, and make the page slow."""
 USE = ("interest_cosine", "interests_used", "hit_share")
@@ -201,16 +201,7 @@ def _remarks(
     summary: Mapping[str, float], config: Config, rows: Sequence[Mapping[str, float]], best: int | None
 ) -> tuple[str, ...]:
     """Sentences about what is remarkable in the results."""
-    found = []
-    cosine = summary.get("interest_cosine")
-    if cosine is not None and cosine > 0.9:
-        found.append(
-            f"The interest vectors of a user are nearly equal (mean cosine {cosine:.2f}): the model works like one of "
-            "a single interest. More epochs, another backbone or loss.routing_weight may separate them."
-        )
-    shares = {key: value for key, value in summary.items() if key.startswith("hit_share")}
-    if len(shares) > 1 and max(shares.values()) > 0.8:
-        found.append(f"One interest finds {max(shares.values()):.0%} of all hits; the others add little.")
+    found = list(describe_interests(summary))
     if best is not None and best == config.trainer.max_epochs == len(rows):
         found.append("The last epoch was the best one: more epochs (trainer.max_epochs) may do better.")
     return tuple(found)
