@@ -67,7 +67,7 @@ def test_what_is_exported_gives_the_lists_of_the_run(
     for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True):
         item = str(items["item_id"][row])
         if item not in HISTORY:
-            best[item] = max(score, best.get(item, score))
+            best[item] = max(float(score), best.get(item, -np.inf))
     listed = sorted(best, key=lambda item: -best[item])[:10]
     assert listed == [one.item_id for one in model.recommend(HISTORY, 10)]
 
