@@ -49,7 +49,7 @@ def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
         onnx: export the backbone too. It is compared with ONNX Runtime before the folder appears.
 
     Raises:
-        ConfigError: the folder exists, or the extra `export` is not installed.
+        ConfigError: the folder exists, the extra `export` is not installed, or the model has no item vectors.
         DataError: the exported backbone does not compute the same.
         ArtifactError: the folder cannot be written.
     """
@@ -60,6 +60,8 @@ def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
             f"export: {', '.join(missing)} is not installed; pip install 'eimf[export]', or use --no-onnx."
         )
     vectors = model.item_vectors()
+    if vectors.shape[1] == 0:
+        raise ConfigError(f"export: {model.config.backbone.name} has no item vectors; export another model's run.")
     with new_artifact(to) as folder:
         np.save(folder / "item_vectors.npy", vectors)
         table = model.items.select("item_id", "title").with_columns(
