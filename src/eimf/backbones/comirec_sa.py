@@ -45,7 +45,7 @@ class ComiRecSA(Backbone):
         items = self.dropout(self.item_embedding(history))  # [B, L, D]
         placed = items + self.position[-history.shape[1] :]
         item = history != 0
-        if history.device.type == "cpu":
+        if history.device.type == "cpu" and not torch.compiler.is_compiling():  # exported programs have no nonzero
             # Most positions of short histories are padding: leave them out of the expensive part. (On an
             # accelerator, the host would have to wait for their number.)
             known = item.flatten().nonzero()[:, 0]

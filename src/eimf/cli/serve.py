@@ -1,5 +1,5 @@
 """Commands that use finished runs: `index`, `report`, `explore`, `recommend`,
-`predict`, `serve`, `similar`."""
+`predict`, `serve`, `export`, `similar`."""
 
 import argparse
 import logging
@@ -108,6 +108,10 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument(
         "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
     )
+    export = add_command(commands, "export", _export, "write item vectors with their ids, and the backbone as ONNX")
+    export.add_argument("run_folder", metavar="RUN", type=Path)
+    export.add_argument("--to", metavar="FOLDER", type=Path, required=True, help="a new folder")
+    export.add_argument("--no-onnx", action="store_true", help="item vectors only; needs no further packages")
     similar = add_command(commands, "similar", _similar, "items that are similar to an item, by their vectors")
     similar.add_argument("run_folder", metavar="RUN", type=Path)
     similar.add_argument("item_id", metavar="ITEM_ID")
@@ -221,6 +225,13 @@ def _serve(options: argparse.Namespace) -> None:
     from eimf.serving.http import serve
 
     serve(options.run_folder, options.host, options.port, columns=options.columns, names=options.name)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from eimf.serving.export import export
+    from eimf.serving.recommender import load
+
+    log.info(f"written: {export(load(options.run_folder), options.to, not options.no_onnx)}")
 
 
 def _similar(options: argparse.Namespace) -> None:

@@ -412,7 +412,7 @@ class Recommender:
         """The n items whose vectors have the largest cosine with that of an item, which is left out. Exact.
 
         Raises:
-            ConfigError: see `ListOptions`.
+            ConfigError: see `ListOptions`; or the model has no item vectors.
             DataError: the item is not in the catalogue.
         """
         allowed = self._allowed(options := ListOptions(n, allow=allow, deny=deny))
