@@ -42,7 +42,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "report",
         _report,
-        "write one HTML page about a run or a suite",
+        "write one HTML page about a run, a suite or a sweep",
         examples=(
             "eimf report lightning_logs/demo-comirec_sa",
             "eimf report lightning_logs/demo-backbones --to page.html",
