@@ -187,12 +187,19 @@ def test_the_page_in_a_browser(address: str, explorer: Explorer) -> None:
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(address)
-        # Empty, then a user, by keyboard alone.
+        # It opens on the first example, with the badges of both runs; then empty; then a user, by keyboard alone.
+        example = explorer.suggest("")["users"][0]["id"]
+        expect(page.locator("#who")).to_contain_text(f"{example}: a ")
+        expect(page.locator("#history li").first.locator(".badge")).to_have_count(2)
+        expect(page.locator(".card h3").first).to_have_text("0Interest 0")
+        expect(page.locator("#diversity")).to_be_enabled()
+        page.get_by_role("button", name="Start again").click()
         expect(page.locator("#message")).to_contain_text("Nothing to show yet")
         expect(page.locator("#examples button").first).to_be_visible()
+        page.locator("h1").click()
         found = movable(explorer)
         user, part = found.user_id, found.part
-        page.keyboard.press("Tab")
+        page.locator("#query").focus()
         page.keyboard.type(user)
         expect(page.locator("#found li").first).to_contain_text(user)
         page.keyboard.press("Enter")
@@ -226,3 +233,15 @@ def test_the_page_in_a_browser(address: str, explorer: Explorer) -> None:
         assert page.title() == "EIMF explorer"
         assert problems == []
         browser.close()
+
+
+def test_what_a_run_does_not_know_is_said(data_root: Path, tiny: Prepared, tmp_path: Path) -> None:
+    folder = train(tiny_config(data_root, tmp_path, "trainer.max_epochs=0", "backbone=comirec_dr")).folder
+    explorer = open_runs([folder.parent])  # its newest version
+    assert explorer.describe()["categories"]
+    history = explorer.items["item_id"].head(2).to_list()
+    (run,) = explorer.look(history)["runs"]
+    assert run["routes"]
+    items = polars.read_parquet(folder / "items.parquet")
+    replace_items(folder, items.with_columns(categories=polars.lit([], polars.List(polars.String))))
+    assert not open_runs([folder]).describe()["categories"]

@@ -8,8 +8,11 @@ import polars
 import pytest
 
 from eimf.cli.main import main
+from eimf.config.load import load
 from eimf.report.figures import points
-from eimf.report.page import Section, render
+from eimf.report.page import Section, number, render
+from eimf.report.run import _curves, _remarks, best_epoch
+from eimf.report.sweep import importance
 from eimf.studies.comparison import compare, compare_groups
 from eimf.studies.tables import write_comparison
 from tests.conftest import TINY
@@ -80,3 +83,58 @@ def test_titles_are_escaped() -> None:
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "not finished" in capsys.readouterr().err
+
+
+def sweep_folder(home: Path) -> Path:
+    folder = home / "sweep-small"
+    folder.mkdir()
+    rows = [
+        {"trial": n, "optim.lr": 0.001 * (n + 1), "backbone": "ab"[n % 2], "val/recall@20": 0.1 * n} for n in range(6)
+    ]
+    rest = {"epochs": 3, "minutes": 0.5, "state": "finished", "folder": str(folder), "reason": ""}
+    polars.DataFrame([row | rest for row in rows]).write_csv(folder / "trials.csv")
+    return folder
+
+
+def test_a_sweep_gets_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep_folder(tmp_path)
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    for text in ("The best, trial 5, has val/recall@20 0.5000", "Importance of parameters", "eimf train", "seed=2"):
+        assert text in page
+    table = polars.read_csv(folder / "trials.csv")
+    weights = importance(table, ["optim.lr", "backbone"], "val/recall@20")
+    assert list(weights) == ["optim.lr", "backbone"]
+    assert weights["optim.lr"] == pytest.approx(1)
+    assert weights["backbone"] == pytest.approx(3 / 35)  # variance of the means (2, 3) of the ranks over theirs
+    table.with_columns(polars.lit(None).alias("val/recall@20")).write_csv(folder / "trials.csv")
+    assert main(["report", str(folder)]) == 2
+    assert "no trial has a result yet" in capsys.readouterr().err
+
+
+def test_remarkable_results_are_said(tmp_path: Path) -> None:
+    rows = [{"epoch": n, "val/recall@50": 0.1 * n, "train/loss": 1.0} for n in range(3)]
+    config = load(None, ["trainer.max_epochs=3"])
+    assert best_epoch(rows, "val/recall@50") == 3
+    said = " ".join(
+        _remarks(
+            {"interest_cosine": 0.97, "hit_share_interest_0@50": 0.9, "hit_share_interest_1@50": 0.1}, config, rows, 3
+        )
+    )
+    for text in (
+        "nearly equal (mean cosine 0.97)",
+        "One interest finds 90% of all hits",
+        "The last epoch was the best one",
+    ):
+        assert text in said
+    assert _remarks({"interest_cosine": 0.3}, config, rows, 2) == ()
+
+
+def test_each_loss_term_has_a_panel_and_epochs_count_from_one() -> None:
+    rows = [{"epoch": n, "train/loss": 2.0, "train/alignment": 0.1, "val/recall@50": 0.2} for n in range(3)]
+    metrics, terms = _curves(rows, 2)
+    assert "best epoch" in metrics
+    assert terms.count('id="axes_') == 2
+    assert "train/alignment" in terms
+    assert number(17_000) == "17,000"
+    assert number(1.0) == "1.0000"

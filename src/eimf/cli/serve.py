@@ -42,7 +42,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "report",
         _report,
-        "write one HTML page about a run or a suite",
+        "write one HTML page about a run, a suite or a sweep",
         examples=(
             "eimf report lightning_logs/demo-comirec_sa",
             "eimf report lightning_logs/demo-backbones --to page.html",
@@ -84,9 +84,17 @@ def add_commands(commands: Commands) -> None:
     who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")
     add_list_options(recommend, n=10)
     predict = add_command(
-        commands, "predict", _predict, "recommend for many users into a file; run it again to continue after a kill"
+        commands,
+        "predict",
+        _predict,
+        "recommend for many users into a file; run it again to continue after a kill",
+        examples=(
+            "eimf predict lightning_logs/demo-comirec_sa --to lists.parquet",
+            "eimf predict lightning_logs/demo-comirec_sa --histories mine.csv --to lists.csv",
+        ),
+        page="howto/serve.md",
     )
-    predict.add_argument("run_folder", metavar="RUN", type=Path)
+    predict.add_argument("run_folder", metavar="RUN", type=run_folder)
     predict.add_argument("--to", metavar="FILE", type=Path, required=True, help="FILE.parquet, .csv or .jsonl")
     whom = predict.add_mutually_exclusive_group()
     whom.add_argument(
@@ -101,19 +109,47 @@ def add_commands(commands: Commands) -> None:
     predict.add_argument("--by-interest", action="store_true", help="a list for each interest")
     add_list_options(predict, n=50)
     serve = add_command(
-        commands, "serve", _serve, "recommend over HTTP; SIGHUP loads the run folder again, without losing a request"
+        commands,
+        "serve",
+        _serve,
+        "recommend over HTTP; SIGHUP loads the run folder again, without losing a request",
+        examples=(
+            "eimf serve lightning_logs/demo-comirec_sa",
+            "eimf serve lightning_logs/demo-comirec_sa --host 0.0.0.0 --name shop.example --port 8080",
+        ),
+        page="howto/serve.md",
     )
-    serve.add_argument("run_folder", metavar="RUN", type=Path)
+    serve.add_argument("run_folder", metavar="RUN", type=run_folder)
     _add_address(serve, port=8412)
     serve.add_argument(
         "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
     )
-    export = add_command(commands, "export", _export, "write item vectors with their ids, and the backbone as ONNX")
-    export.add_argument("run_folder", metavar="RUN", type=Path)
+    export = add_command(
+        commands,
+        "export",
+        _export,
+        "write item vectors with their ids, and the backbone as ONNX",
+        examples=(
+            "eimf export lightning_logs/demo-comirec_sa --to exported",
+            "eimf export lightning_logs/demo-comirec_sa --to exported --no-onnx",
+        ),
+        page="howto/export.md",
+    )
+    export.add_argument("run_folder", metavar="RUN", type=run_folder)
     export.add_argument("--to", metavar="FOLDER", type=Path, required=True, help="a new folder")
     export.add_argument("--no-onnx", action="store_true", help="item vectors only; needs no further packages")
-    similar = add_command(commands, "similar", _similar, "items that are similar to an item, by their vectors")
-    similar.add_argument("run_folder", metavar="RUN", type=Path)
+    similar = add_command(
+        commands,
+        "similar",
+        _similar,
+        "items that are similar to an item, by their vectors",
+        examples=(
+            "eimf similar lightning_logs/demo-comirec_sa P00017",
+            "eimf similar lightning_logs/demo-comirec_sa P00017 -n 5",
+        ),
+        page="howto/serve.md",
+    )
+    similar.add_argument("run_folder", metavar="RUN", type=run_folder)
     similar.add_argument("item_id", metavar="ITEM_ID")
     add_list_options(similar, n=10, of_histories=False)
 

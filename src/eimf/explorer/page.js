@@ -86,9 +86,11 @@ at("query").addEventListener("keydown", (event) => {
 
 // Showing
 
-function badge(k) {
-  return k === null ? make("span", { className: "badge", title: "not seen by the model" }, "–")
-    : make("span", { className: `badge k${k % 8}`, title: `interest ${k + 1}` }, String(k + 1));
+// Interests are numbered from 0, as in the command line, in Python and in the files of a run.
+function badge(k, reason = "not seen by the model", name = "") {
+  const of = name ? `${name}: ` : "";
+  return k === null ? make("span", { className: "badge", title: of + reason }, "–")
+    : make("span", { className: `badge k${k % 8}`, title: `${of}interest ${k}` }, String(k));
 }
 
 function recommended(items, withBadge) {
@@ -102,28 +104,35 @@ function recommended(items, withBadge) {
 
 function run(one, history) {
   const cards = one.interests.map((interest, k) => make("article", { className: `card k${k % 8}` },
-    make("h3", {}, badge(k), `Interest ${k + 1}`),
+    make("h3", {}, badge(k), `Interest ${k}`),
     ...interest.words.map((words) => make("p", { className: "words" }, words)),
-    make("p", { className: "soft" }, interest.history.length
+    !one.routes ? null : make("p", { className: "soft" }, interest.history.length
       ? `attends to: ${interest.history.map((place) => history[place].title).join(" · ")}` : "attends to no item most"),
     recommended(interest.items, false)));
   const lost = one.unmatched.length ? make("p", { className: "soft" }, `In words, shown by no item seen: ${one.unmatched.join(" · ")}`) : null;
-  return make("section", { className: "run", "aria-label": one.name }, make("h2", {}, one.name), lost,
+  const plain = one.routes ? null
+    : make("p", { className: "soft" }, "This model has no routing weights: it does not say which item an interest attends to.");
+  return make("section", { className: "run", "aria-label": one.name }, make("h2", {}, one.name), plain, lost,
     make("div", { className: "merged" }, make("h3", {}, "Merged list"), recommended(one.merged, true)),
     make("h3", {}, "By interest"), make("div", { className: "cards" }, ...cards));
 }
 
 function show(found) {
-  const belongs = (place) => found.runs[0].interests.findIndex((one) => one.history.includes(place));
+  // One badge for each run that knows which interest attends to an item.
+  const routed = found.runs.filter((one) => one.routes);
+  const badges = (place) => routed.map((run) => {
+    const k = run.interests.findIndex((one) => one.history.includes(place));
+    return badge(k < 0 ? null : k, "before the items that the model sees", found.runs.length > 1 ? run.name : "");
+  });
   at("who").textContent = found.user ? `${found.user}: a ${found.part} user, newest first` : "your own history, newest first";
   at("history").replaceChildren(...found.history.map((one, place) => {
-    const k = belongs(place), remove = make("button", { type: "button", "aria-label": `Remove ${one.title}` }, "×");
+    const remove = make("button", { type: "button", "aria-label": `Remove ${one.title}` }, "×");
     remove.addEventListener("click", () => {
       state.items = found.history.map((each) => each.id).filter((_, n) => n !== place);
       state.user = "";
       look(true);
     });
-    return make("li", { title: one.id }, badge(k < 0 ? null : k), one.title, remove);
+    return make("li", { title: one.id }, ...badges(place), one.title, remove);
   }).reverse());
   at("later").replaceChildren(...found.later.map((one) => make("li", { title: one.id }, one.title)));
   at("next").hidden = !found.later.length;
@@ -139,6 +148,7 @@ async function begin() {
     button.addEventListener("click", () => { state.user = one.id; look(true); });
     return button;
   }));
+  return users;
 }
 
 async function look(moved) {
@@ -169,13 +179,19 @@ at("diversity").addEventListener("input", () => { state.diversity = Number(at("d
 
 (async () => {
   try {
-    const { runs, items, users, missing } = await ask("/api/about");
+    const { runs, items, users, missing, categories } = await ask("/api/about");
+    at("diversity").disabled = !categories;
+    at("why").textContent = categories ? "" : "The items have no categories, so there is nothing to diversify.";
     at("about").textContent = `${runs.map((one) => `${one.name}: ${one.about}`).join(" | ")} · ` +
       `${users.toLocaleString("en")} users, ${items.toLocaleString("en")} items. ${missing}`;
     const place = new URLSearchParams(location.search);
     state.user = place.get("user") ?? "";
     state.items = (place.get("items") ?? "").split(",").filter(Boolean);
-    state.diversity = Number(place.get("diversity") ?? 0) || 0;
+    state.diversity = categories ? Number(place.get("diversity") ?? 0) || 0 : 0;
+    if (!state.user && !state.items.length) {  // open on the first example
+      const { users: examples } = await ask("/api/suggest");
+      state.user = examples[0]?.id ?? "";
+    }
     look(false);
   } catch (error) { say(error.message); }
 })();

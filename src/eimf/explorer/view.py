@@ -15,6 +15,7 @@ from eimf.explicit.naming import behind_words
 from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
 from eimf.runs.folder import read_results
+from eimf.runs.versions import newest_version
 from eimf.serving.recommender import Recommendation, Recommender, load
 
 SUGGESTIONS = 8
@@ -67,8 +68,15 @@ class Explorer:
             about = f"{config.backbone.name}{explicit}, {config.dataset.name}, seed {config.seed}"
             about += "" if run.model.filters_seen else ", unfiltered"
             runs.append({"name": run.name, "about": about, "interests": run.model.n_interests})
+        categories = bool((self.items["categories"].list.len() > 0).any())
         users = len(self.prepared.user_ids) if self.prepared is not None else 0
-        return {"runs": runs, "items": len(self.items), "users": users, "missing": self.missing}
+        return {
+            "runs": runs,
+            "items": len(self.items),
+            "users": users,
+            "missing": self.missing,
+            "categories": categories,
+        }
 
     def suggest(self, text: str) -> dict[str, list[dict[str, str]]]:
         """Users and items that match a search text; for an empty one, a few users to begin with."""
@@ -161,7 +169,10 @@ class Explorer:
             ]
             merged = self._named(run.model.recommend(history, n, diversity=diversity), held)
             unmatched = [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of is None]
-            runs.append({"name": run.name, "interests": interests, "merged": merged, "unmatched": unmatched})
+            routes = run.model.backbone.routes or len(interests) == 1
+            runs.append(
+                {"name": run.name, "interests": interests, "merged": merged, "unmatched": unmatched, "routes": routes}
+            )
         title = self.runs[0].model.title
         return {
             "user": user_id,
@@ -190,6 +201,7 @@ def open_runs(folders: Sequence[Path]) -> Explorer:
     Raises:
         ArtifactError: a folder is not a finished run, or the runs have different catalogues.
     """
+    folders = [newest_version(folder) for folder in folders]
     models = [load(folder) for folder in folders]
     digests = {folder: read_results(folder)["data_digest"] for folder in folders}
     for folder, model in zip(folders, models, strict=True):

@@ -1,4 +1,4 @@
-"""Writes the page of a run or of a suite."""
+"""Writes the page of a run, of a suite, or of a sweep."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,23 @@ from eimf.core.files import write_text_atomic
 from eimf.report.page import render
 from eimf.report.run import describe_run
 from eimf.report.suite import describe_suite
+from eimf.report.sweep import TABLE, describe_sweep
 
 
 def build_report(folder: Path, to: Path | None = None) -> Path:
-    """Write the page of a run or suite folder; returns its path.
+    """Write the page of a folder of a run, a suite or a sweep; returns its path.
 
     Raises:
-        ArtifactError: the folder is neither a run nor a suite, or it is unfinished or damaged.
+        ArtifactError: the folder is none of these, or it is unfinished or damaged.
     """
     to = to or folder / "report.html"
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; give a run (.../version_0) or the folder of a suite.")
+        raise ArtifactError(f"{folder}: no such folder; give a run (.../version_0) or the folder of a suite or sweep.")
     try:
         if (folder / "comparison" / "comparison.json").is_file():
             page = render(folder.resolve().name, describe_suite(folder, to))
+        elif (folder / TABLE).is_file():
+            page = render(folder.resolve().name, describe_sweep(folder))
         else:
             page = render("/".join(folder.resolve().parts[-2:]), describe_run(folder))
     except (json.JSONDecodeError, OSError, polars.exceptions.PolarsError) as error:

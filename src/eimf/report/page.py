@@ -52,7 +52,7 @@ h2{margin-top:2rem}
 <tbody>{% for row in one.rows %}<tr>{% for cell in row %}<td>{{ show(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if one.fold %}</details>{% endif %}{% endif %}
 {% for chart in one.charts %}<figure class="wide" style="margin:1rem 0">{{ chart|safe }}</figure>{% endfor %}
-{% if one.code %}<details><summary>commands and settings</summary>
+{% if one.code %}<details{% if not one.rows and one.text %} open{% endif %}><summary>commands and settings</summary>
 <pre>{{ one.code }}</pre></details>{% endif %}</section>
 {% endfor %}</body></html>
 """

@@ -96,16 +96,20 @@ def to_markdown(found: Comparison) -> str:
 _LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}"} | {sign: "\\" + sign for sign in "&%$#_"}
 
 
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def _tex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
-def to_latex(found: Comparison) -> str:
-    """The table for a paper; needs the package booktabs."""
-    lines = [r"\begin{tabular}{l" + "r" * len(found.metrics) + "}", r"\toprule"]
+def to_latex(found: Comparison, lifts: bool = False) -> str:
+    """The table for a paper; its first line says which package it needs.
+
+    Args:
+        lifts: add a row of relative lifts below each variant.
+    """
+    lines = [r"% \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * len(found.metrics) + "}", r"\toprule"]
     lines += [" & ".join(["", *map(_tex, found.metrics)]) + r" \\", r"\midrule"]
     for variant, cells in found.cells.items():
         row = [_tex(variant)]
@@ -116,6 +120,9 @@ def to_latex(found: Comparison) -> str:
             spread = "" if np.isnan(cell.deviation) else rf" {{\scriptsize$\pm${cell.deviation:.4f}}}"
             row.append(value + spread + ("$^{*}$" if cell.significant else ""))
         lines.append(" & ".join(row) + r" \\")
+        if lifts and variant != found.baseline:
+            row = ["", *(rf"{{\scriptsize {_tex(_lift(cells[metric]))}}}" for metric in found.metrics)]
+            lines.append(" & ".join(row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {NOTE}"]) + "\n"
 
 
@@ -133,6 +140,7 @@ def write_comparison(found: Comparison, folder: Path) -> list[Path]:
     """Write `comparison.json` and the table as CSV, Markdown and LaTeX; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"table.csv": to_csv(found), "table.md": to_markdown(found), "table.tex": to_latex(found)}
+    texts["table_with_lifts.tex"] = to_latex(found, lifts=True)
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     plain = asdict(found) | {"sentences": sentences(found)}

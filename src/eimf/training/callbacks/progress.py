@@ -42,7 +42,8 @@ class Progress(ProgressBar):
         if not (self._shown and self._wanted and sys.stderr.isatty()):
             return
         steps = int(self.total_train_batches) * (trainer.max_epochs or 0)
-        self._bar = tqdm(total=steps, initial=trainer.global_step, dynamic_ncols=True, bar_format=BAR, postfix=[""])
+        start: Any = [""]  # the bar's format reads the first value
+        self._bar = tqdm(total=steps, initial=trainer.global_step, dynamic_ncols=True, bar_format=BAR, postfix=start)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -60,7 +61,7 @@ class Progress(ProgressBar):
         found = {name: trainer.callback_metrics.get(key) for name, key in shown.items()}
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in found.items() if value is not None)
         if self._bar is not None:
-            self._bar.postfix = [f"{values}, "]
+            self._bar.postfix = [f"{values}, "]  # pyright: ignore[reportAttributeAccessIssue]
             self._bar.refresh()
         elif self._shown:
             seconds = time.perf_counter() - self._started
