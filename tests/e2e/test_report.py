@@ -32,7 +32,7 @@ def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path
         "Groups of users",
         "How interests are used",
         "Map of items",
-        "Recovery",
+        "Agreement with the true interests",
         "Costs",
         "Repeat it",
     ):

@@ -72,7 +72,7 @@ def importance(trials: polars.DataFrame, parameters: list[str], metric: str) -> 
         else:
             means = polars.DataFrame({"group": column, "value": values})
             within = means.with_columns(polars.col("value").mean().over("group").alias("mean"))["mean"]
-            shares[name] = float(np.var(within) / np.var(values))
+            shares[name] = float(np.var(within.to_numpy()) / np.var(values.to_numpy()))
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
