@@ -40,8 +40,8 @@ svg{max-width:100%;height:auto;display:block}.wide{overflow-x:auto}pre{overflow-
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;border-bottom:1px solid var(--rule)}
 td,th{text-align:right;white-space:nowrap}
 .best{font-weight:700}.second{text-decoration:underline}a{color:inherit}
-td:first-child,th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-.wide svg{min-width:30rem}
+td:first-child,th:first-child{text-align:left;white-space:normal;min-width:7rem;position:sticky;left:0;
+background:var(--paper)}.wide svg{min-width:30rem}
 h2{margin-top:2rem}
 </style></head><body><h1>{{ title }}</h1>
 {% for one in sections %}<section><h2>{{ one.title }}</h2>
