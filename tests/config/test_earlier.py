@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from eimf.config.components import LOSSES
 from eimf.config.earlier import FIXED, convert
 from eimf.config.load import from_dict, load, to_dict
 from eimf.core.errors import ConfigError
@@ -225,11 +226,8 @@ def test_every_backbone(name: str) -> None:
 )
 def test_a_loss_keeps_its_own_options(loss: str, options: dict[str, Any]) -> None:
     every = {"n_negatives": 7, "sampler": "frequency", "log_q": False, "gbce_t": 0.5, "ihn_beta": 2.0}
-    found = to_dict(from_dict(old(loss=OLD["loss"] | every | {"name": loss, "temperature": 0.5})))["loss"]
-    assert found == {
-        **{"name": loss, "readout_power": float("inf"), "temperature": 0.5, "routing_weight": 0.0},
-        **options,
-    }
+    found = from_dict(old(loss=OLD["loss"] | every | {"name": loss, "temperature": 0.5})).loss
+    assert found == LOSSES[loss].Config(name=loss, temperature=0.5, **options)
 
 
 def test_a_source_keeps_its_own_options() -> None:

@@ -117,7 +117,7 @@ def losses(
     """Losses of all tasks at weight 1, with the labelled samples as the batch too."""
     interests = backbone(seen.history)
     weights = weights or dict.fromkeys(made.tasks, 1.0)
-    return made(backbone, interests, seen.target, interests, seen, weights, FullSoftmax())
+    return made(backbone, interests, seen.history, seen.target, interests, seen, weights, FullSoftmax())
 
 
 @pytest.mark.parametrize("prediction", ["next_item", "interest", "none"])
@@ -170,8 +170,9 @@ def test_next_interest_is_the_cross_entropy_of_what_the_target_is_linked_to() ->
     torch.manual_seed(0)
     backbone, links = ComiRecSA(10, 5, embed_dim=8), linked()
     made = make(prediction="next_interest", alignment="none", links=links)
-    interests, target = backbone(torch.randint(1, 11, (4, 5))), torch.tensor([1, 2, 3, 4])
-    found = made(backbone, interests, target, None, None, {"semantic_prediction": 1.0}, FullSoftmax())
+    history, target = torch.randint(1, 11, (4, 5)), torch.tensor([1, 2, 3, 4])
+    interests = backbone(history)
+    found = made(backbone, interests, history, target, None, None, {"semantic_prediction": 1.0}, FullSoftmax())
     loss = found["semantic_prediction"]
     words, expected = made.adapter(links.vectors).detach(), 0.0
     for row, item in enumerate(target.tolist()):
@@ -192,8 +193,9 @@ def test_tasks_of_labelled_samples_are_left_out_without_samples() -> None:
     torch.manual_seed(0)
     backbone = ComiRecSA(10, 5, embed_dim=8)
     made = make(prediction="next_interest", links=linked())
-    interests, target = backbone(torch.randint(1, 11, (4, 5))), torch.tensor([1, 2, 3, 4])
-    found = made(backbone, interests, target, None, None, made.weights_at(0, 0), FullSoftmax())
+    history, target = torch.randint(1, 11, (4, 5)), torch.tensor([1, 2, 3, 4])
+    interests = backbone(history)
+    found = made(backbone, interests, history, target, None, None, made.weights_at(0, 0), FullSoftmax())
     assert set(made.weights_at(0, 0)) == {"semantic_prediction", "modality_alignment"}
     assert set(found) == {"semantic_prediction"}
 
