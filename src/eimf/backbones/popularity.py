@@ -36,7 +36,7 @@ class Popularity(Backbone):
         self.counts.copy_(item_counts[:, None])
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
-        return Interests(self.counts.new_ones(len(history), 1, 1))
+        return Interests(self.counts.new_ones(history.shape[0], 1, 1))
 
     def item_vectors(self, items: Int[Tensor, "*N"] | None = None) -> Float[Tensor, "*N D"]:
         return self.counts if items is None else self.counts[items]

@@ -82,20 +82,16 @@ def write_onnx(backbone: Backbone, path: Path) -> None:
     """Write a backbone as one ONNX file: input `history` [batch, length] (int64), output `interests`.
 
     Raises:
-        DataError: ONNX Runtime's vectors differ from torch's by more than `TOLERANCE`.
+        DataError: ONNX Runtime cannot run it, or its vectors differ from torch's by more than `TOLERANCE`.
     """
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
     generator = torch.Generator().manual_seed(0)
-    histories = [
-        F.pad(torch.randint(1, backbone.n_items + 1, (3, length), generator=generator), (pad, 0))
-        for length, pad in (
-            (backbone.max_len, 0),
-            (max(1, backbone.max_len // 2), 1 if backbone.max_len > 2 else 0),
-            (1, 0),
-        )
-    ]
+    # Other numbers of users and positions than those of the example: the file must not be bound to its shape.
+    sizes = ((3, backbone.max_len), (7, max(1, backbone.max_len // 2)), (2, 1))
+    histories = [torch.randint(1, backbone.n_items + 1, size, generator=generator) for size in sizes]
+    histories[0][:, : backbone.max_len // 3] = 0
     wrapped = InterestVectors(backbone).eval()
     batch = torch.export.Dim("batch")
     length = torch.export.Dim("length", min=1, max=backbone.max_len)
@@ -114,7 +110,13 @@ def write_onnx(backbone: Backbone, path: Path) -> None:
     for history in histories:
         with torch.inference_mode():
             wanted = wrapped(history).numpy()
-        (found,) = session.run(None, {"history": history.numpy()})
+        try:
+            (found,) = session.run(None, {"history": history.numpy()})
+        except Exception as error:  # ONNX Runtime has many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"export: {type(backbone).__name__} does not run in ONNX ({reason}); use --no-onnx."
+            ) from None
         difference = float(np.abs(np.asarray(found) - wanted).max())
         if not difference <= TOLERANCE:
             raise DataError(
