@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from eimf.core.errors import ArtifactError, DataError
+from eimf.config.load import load
+from eimf.core.errors import ArtifactError, ConfigError, DataError
 from eimf.core.files import replacing, sha256_file
-from eimf.runs.folder import BEST, TEXT_MAP
+from eimf.data.text import item_vectors
+from eimf.runs.folder import BEST, TEXT_MAP, read_checkpoint, read_frame, read_run, restore_backbone
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths of the ridge penalty to choose from."""
@@ -122,6 +124,33 @@ def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray, strengths: Sequence
 def _error(solution: Solution, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     matrix, x_mean, y_mean = solution
     return float((weight * np.square((x - x_mean) @ matrix + y_mean - y).sum(axis=1)).sum())
+
+
+def make_text_map(folder: Path, overrides: Sequence[str] = ()) -> TextMap:
+    """Fit the map of a finished run, and keep it in the run's folder. Needs neither raw data nor labels.
+
+    Args:
+        overrides: `text.encoder`, `text.vectors` or `data.root` (where text vectors are kept), if they differ from the
+            run's configuration.
+
+    Raises:
+        ConfigError: another setting is given, or the encoder cannot be loaded.
+        ArtifactError: the folder is not a finished run, or lacks the items' counts.
+        DataError: the vectors' file cannot be used, or too few items were trained.
+    """
+    if wrong := [one for one in overrides if not one.startswith(("text.encoder=", "text.vectors=", "data.root="))]:
+        raise ConfigError(f"{wrong[0]!r}: only text.encoder, text.vectors and data.root matter to a text map.")
+    backbone, _ = restore_backbone(read_checkpoint(folder), folder)
+    config = load(folder / "config.yaml", overrides)
+    items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
+    if "count" not in items.columns:
+        raise ArtifactError(f"{folder}/items.parquet: has no counts (an earlier version trained it); train again.")
+    texts = item_vectors(items, config.text, config.data.root).vectors
+    counts = np.concatenate([[0], items["count"].to_numpy()])
+    table = backbone.item_vectors().detach().float().numpy()
+    made = fit_text_map(texts, table, counts, encoder="" if config.text.vectors else config.text.encoder)
+    save_text_map(folder, made)
+    return made
 
 
 def save_text_map(folder: Path, made: TextMap) -> None:

@@ -42,6 +42,7 @@ from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
 from eimf.training.processes import is_first_process
+from eimf.training.warm_start import check_start
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
         )
     first = is_first_process()
     items = with_counts(prepared, config.split)  # before the folder is made: it refuses data that cannot be split
+    if resume is None and config.start:
+        check_start(config, prepared)
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
     with _keeping_what_counts(folder) if first else nullcontext():
         if resume is None and first:

@@ -8,7 +8,7 @@ import polars
 import torch
 from torch import Tensor, nn
 
-from eimf.backbones import Backbone
+from eimf.backbones import BACKBONES, Backbone
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.data.prepared import Prepared
@@ -31,17 +31,13 @@ def warm_start(backbone: Backbone, tasks: nn.Module | None, config: Config, prep
         tasks: EIMF's auxiliary tasks. Their parameters are copied where the run has them in the same shape.
 
     Raises:
-        ConfigError: the run's model does not fit, or what it was trained on may be held out here.
+        ConfigError: the text map needs vectors of the new items that are not given.
         ArtifactError: the run's files are missing or damaged.
     """
     folder = Path(config.start)
     checkpoint = read_checkpoint(folder)
-    before, trained = restore_backbone(checkpoint, folder)
-    _check_model(config, trained, backbone, before)
-    _check_split(config, trained, checkpoint[ORIGIN]["data_digest"] == prepared.digest)
+    before, _ = restore_backbone(checkpoint, folder)
     known = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
-    if len(known) != before.n_items:
-        raise ArtifactError(f"start: {folder}/items.parquet is of another run than its checkpoint; restore it.")
     # Row of each item of today in the earlier table; 0 (padding) where it has none.
     rows = prepared.items.select("item_id").join(
         known.select("item_id", polars.col("item_idx").alias("row")), on="item_id", how="left", maintain_order="left"
@@ -68,6 +64,24 @@ def warm_start(backbone: Backbone, tasks: nn.Module | None, config: Config, prep
         f"start: {folder}, {prepared.n_items - count:,} of {prepared.n_items:,} items known"
         + (f"; {count:,} new ones start {start}" if count else "")
     )
+
+
+def check_start(config: Config, prepared: Prepared) -> None:
+    """Refuse a run to start from that does not fit.
+
+    Raises:
+        ConfigError: its model has other shapes, or what it was trained on may be held out here.
+        ArtifactError: its files are missing, damaged or changed.
+    """
+    folder = Path(config.start)
+    checkpoint = read_checkpoint(folder)
+    before, trained = restore_backbone(checkpoint, folder)
+    backbone: Backbone = BACKBONES[config.backbone.name](prepared.n_items, config.data.max_len, config.backbone)
+    _check_model(config, trained, backbone, before)
+    _check_split(config, trained, checkpoint[ORIGIN]["data_digest"] == prepared.digest)
+    known = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
+    if len(known) != before.n_items:
+        raise ArtifactError(f"start: {folder}/items.parquet is of another run than its checkpoint; restore it.")
 
 
 def _by_item(value: Tensor, saved: Tensor, backbone: Backbone, before: Backbone) -> bool:
