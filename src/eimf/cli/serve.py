@@ -220,8 +220,8 @@ def _map(options: argparse.Namespace) -> None:
 
     made = make_text_map(options.run_folder, options.overrides).fit
     log.info(
-        f"written: {options.run_folder / TEXT_MAP} (fitted on {made.items:,} items, strength {made.strength:g}; explains "
-        f"{made.explained:.1%} of the variance of held-out item vectors)"
+        f"written: {options.run_folder / TEXT_MAP} (fitted on {made.items:,} items, strength {made.strength:g}; "
+        f"explains {made.explained:.1%} of the variance of held-out item vectors)"
     )
     log.info(f'try:     eimf recommend {options.run_folder} --words "a few words"')
 

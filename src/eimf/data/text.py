@@ -68,7 +68,7 @@ def read_vectors(path: Path, item_ids: polars.Series) -> TextVectors:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 ids, vectors = arrays["ids"].astype(str).tolist(), np.asarray(arrays["vectors"], np.float32)
         else:
             frame = polars.read_parquet(path, columns=["item_id", "vector"], glob=False)

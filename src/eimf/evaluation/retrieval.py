@@ -102,7 +102,8 @@ class ItemIndex:
     def with_items(self, vectors: Float[np.ndarray, "N D"]) -> "ItemIndex":
         """A copy with N more items, numbered from I + 1. An approximate index is not trained again."""
         other = copy.copy(self)
-        other._index = faiss.clone_index(self._index)
+        # Not `clone_index`: the copy of an index that is mapped from a file cannot grow.
+        other._index = faiss.deserialize_index(faiss.serialize_index(self._index))
         other._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
         other.n_items = self.n_items + len(vectors)
         return other

@@ -180,7 +180,7 @@ def read_text_map(folder: Path) -> TextMap | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             about: dict[str, Any] = json.loads(str(arrays["about"]))
             weights, text_mean, item_mean = (arrays[name] for name in ("weights", "text_mean", "item_mean"))
             made = TextMap(weights, text_mean, item_mean, Fit(**about["fit"]), about["encoder"])
