@@ -141,6 +141,8 @@ def make_text_map(folder: Path, overrides: Sequence[str] = ()) -> TextMap:
     if wrong := [one for one in overrides if not one.startswith(("text.encoder=", "text.vectors=", "data.root="))]:
         raise ConfigError(f"{wrong[0]!r}: only text.encoder, text.vectors and data.root matter to a text map.")
     backbone, _ = restore_backbone(read_checkpoint(folder), folder)
+    if not backbone.trainable:
+        raise ConfigError(f"{folder}: backbone {backbone.config.name!r} has no trained item vectors to map texts to.")
     config = load(folder / "config.yaml", overrides)
     items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
     if "count" not in items.columns:
