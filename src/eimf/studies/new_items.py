@@ -167,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--run", metavar="RUN", type=Path, help="a run on FOLDER's data that exists already")
     parser.add_argument("-n", type=int, default=50, help="length of the lists (default 50)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, run = options.folder, options.run
     whole = load_config(None, [f"dataset={options.dataset}", *[one for one in options.settings if "data.root" in one]])
