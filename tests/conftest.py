@@ -1,10 +1,11 @@
 """Fixtures, and run-time checks of the tensor shapes in all signatures."""
 
+import hashlib
 import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -25,6 +26,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import numpy as np
 import polars
 import pytest
 from hypothesis import settings
@@ -102,3 +104,12 @@ def real_data() -> Path:
     if not (folder / "beauty" / "interactions.csv.gz").is_file():
         pytest.skip(f"no real data: {folder}/beauty is missing (set EIMF_DATA_MIRROR)")
     return folder.resolve()
+
+
+def hash_words(texts: Sequence[str]) -> np.ndarray:
+    """A stand-in for the sentence encoder, by hashing words: no model to load, and common words make texts similar."""
+    vectors = np.zeros((len(texts), 32), np.float32)
+    for row, one in enumerate(texts):
+        for word in one.split():
+            vectors[row, int(hashlib.md5(word.encode()).hexdigest(), 16) % 32] += 1
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

@@ -1,6 +1,5 @@
 """Training with explicit interests, on a small simulated shop with made-up labels and a stand-in encoder."""
 
-import hashlib
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from eimf.serving.recommender import Recommender
 from eimf.training.build import _strategy
 from eimf.training.evaluate import evaluate_run
 from eimf.training.train import train
-from tests.conftest import ROOT, TINY, tiny_config
+from tests.conftest import ROOT, TINY, hash_words, tiny_config
 from tests.explicit.test_supervision import labels_of
 from tests.fault_server import GOOD, completion, failure, sequence, serve
 
@@ -39,14 +38,7 @@ from tests.fault_server import GOOD, completion, failure, sequence, serve
 def _stand_in_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors by hashing words: no model to load, and words in common make texts similar."""
 
-    def encode(texts: list[str], encoder: str) -> np.ndarray:
-        vectors = np.zeros((len(texts), 32), np.float32)
-        for row, one in enumerate(texts):
-            for word in one.split():
-                vectors[row, int(hashlib.md5(word.encode()).hexdigest(), 16) % 32] += 1
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-    monkeypatch.setattr(text, "_encode", encode)
+    monkeypatch.setattr(text, "open_encoder", lambda name: hash_words)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from eimf.core.errors import ArtifactError, DataError
 from eimf.data.prepared import Prepared
 from eimf.explorer import Explorer, build_app, open_runs
 from eimf.explorer.view import User
+from eimf.runs.text_map import make_text_map
 from eimf.training.train import train
-from tests.conftest import replace_items, tiny_config
+from tests.conftest import hash_words, replace_items, tiny_config
 from tests.explicit.test_supervision import labels_of
 
 NASTY = "<img src=x onerror=\"document.title='owned'\"> Lamp"
@@ -245,3 +246,29 @@ def test_what_a_run_does_not_know_is_said(data_root: Path, tiny: Prepared, tmp_p
     items = polars.read_parquet(folder / "items.parquet")
     replace_items(folder, items.with_columns(categories=polars.lit([], polars.List(polars.String))))
     assert not open_runs([folder]).describe()["categories"]
+
+
+def test_words_are_one_more_interest(
+    runs: list[Path], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eimf.data.text.open_encoder", lambda name: hash_words)
+    monkeypatch.setattr("eimf.serving.texts.open_encoder", lambda name: hash_words)
+    shutil.copytree(runs[0], tmp_path / "run")
+    make_text_map(tmp_path / "run", [f"data.root={data_root}"])
+    client = TestClient(build_app(open_runs([tmp_path / "run"])), base_url="http://127.0.0.1")
+    about = client.get("/api/about").json()["runs"][0]
+    assert about["words"]
+    for items in ([], ["P00003"]):
+        reply = client.get("/api/look", params={"item": items, "words": ["Yoga Mat", "Lamp"]}).json()
+        last = reply["runs"][0]["interests"][-1]
+        assert (last["number"], last["asked"]) == (about["interests"] + 1, "Lamp")
+        assert len(reply["runs"][0]["interests"]) == 2 + about["interests"] * bool(items)
+        assert len(last["items"]) == 10
+        assert {one["interest"] for one in last["items"]} == {last["number"]}
+
+
+def test_words_need_a_text_map(client: TestClient) -> None:
+    assert not client.get("/api/about").json()["runs"][0]["words"]
+    reply = client.get("/api/look", params={"item": ["P00003"], "words": ["Lamp"]})
+    assert reply.status_code == 400
+    assert "eimf map" in reply.json()["error"]

@@ -266,6 +266,7 @@ def test_supervision_is_made_from_labels_as_the_options_say(tiny: Prepared, monk
 
     monkeypatch.setattr("eimf.explicit.load.encode_texts", encode)
     monkeypatch.setattr("eimf.explicit.load.encode_items", encode_all)
+    monkeypatch.setattr("eimf.explicit.load.item_vectors", encode_all)
     spans, labels = split_sequences(tiny.sequences, SplitConfig(kind="user")).train, labels_of(tiny)
 
     def made(seed: int = 0, **options) -> Supervision:

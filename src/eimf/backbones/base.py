@@ -4,6 +4,7 @@ Shapes: B users, L positions (left-padded with item 0, the most recent item last
 I items.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -131,6 +132,21 @@ class Backbone(nn.Module):
         """
         vectors = self.item_embedding.weight if items is None else self.item_embedding(items)
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
+
+    def with_items(self, vectors: Float[Tensor, "N D"]) -> "Backbone":
+        """A copy with N more items of these vectors, numbered from I + 1. All other weights are shared, not copied.
+
+        Raises:
+            ConfigError: the backbone has no item table.
+        """
+        if not self.trainable:
+            raise ConfigError(f"backbone {self.config.name!r} has no item vectors to add to; use a trained backbone.")
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        rows = torch.cat([self.item_embedding.weight.detach(), vectors.to(self.item_embedding.weight)])
+        other.item_embedding = nn.Embedding.from_pretrained(rows, padding_idx=0)
+        other.n_items = self.n_items + len(vectors)
+        return other
 
     def observe(self, item_counts: Int[Tensor, " I_plus_1"]) -> None:
         """Receive the number of training interactions of each item, before training. Most backbones ignore it."""

@@ -93,6 +93,10 @@ def experiment_layers(options: argparse.Namespace) -> "list[Layer]":
     check_no_interpolation(files, "a file name")
     settings = [text for text in options.experiment if not is_file_argument(text)]
     settings += ["eimf.enabled=true"] * options.eimf
+    if start := getattr(options, "start", None):  # only `eimf train` has it
+        settings += [f"start={start}"]
+        if not (files or options.dataset or options.backbone):
+            files = [f"{start}/config.yaml"]
     if len(files) > 1:
         raise ConfigError(f"{files[1]!r}: one experiment file at a time; settings are key=value.")
     if files:

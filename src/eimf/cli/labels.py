@@ -116,13 +116,13 @@ def _prepared(config: "Config") -> "Prepared":
 
 def _user_vectors(config: "Config", prepared: "Prepared", spans: "Spans") -> "np.ndarray":
     """The vectors by which users are clustered: of texts, of behaviour, or both (`typical.represent`)."""
-    from eimf.data.text import encode_items
+    from eimf.data.text import item_vectors
     from eimf.labels.typical import interest_vectors, side_by_side, user_vectors
     from eimf.runs.folder import load_backbone
 
     vectors = []
     if config.typical.represent != "behaviour":
-        titles = encode_items(prepared.items, config.text.encoder, config.data.root).vectors
+        titles = item_vectors(prepared.items, config.text, config.data.root).vectors
         vectors.append(user_vectors(prepared.sequences, spans, titles))
     if config.typical.represent != "text":
         backbone, trained = load_backbone(Path(config.typical.run), prepared)

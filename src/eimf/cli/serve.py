@@ -38,6 +38,21 @@ def add_commands(commands: Commands) -> None:
     index.add_argument(
         "overrides", nargs="*", metavar="key=value", help="eval.index=hnsw (default), ivf, IVF4096,PQ16, ..."
     )
+    text_map = add_command(
+        commands,
+        "map",
+        _map,
+        "fit a run's text map, for interests in words and for new items by title",
+        examples=(
+            "eimf map lightning_logs/demo-comirec_sa",
+            "eimf map lightning_logs/demo-comirec_sa text.vectors=my_vectors.parquet",
+        ),
+        page="howto/words.md",
+    )
+    text_map.add_argument("run_folder", metavar="RUN", type=run_folder)
+    text_map.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="text.encoder=NAME, text.vectors=FILE, data.root=FOLDER"
+    )
     report = add_command(
         commands,
         "report",
@@ -79,9 +94,16 @@ def add_commands(commands: Commands) -> None:
         page="howto/serve.md",
     )
     recommend.add_argument("run_folder", metavar="RUN", type=run_folder)
-    who = recommend.add_mutually_exclusive_group(required=True)
+    who = recommend.add_mutually_exclusive_group()
     who.add_argument("--history", metavar="ID,ID,...", help="item ids, oldest first")
     who.add_argument("--user", metavar="USER_ID", help="a user of the data set; the user's whole history is used")
+    recommend.add_argument(
+        "--words",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="one more interest, in words; may be repeated, and stand without a history (needs eimf map)",
+    )
     add_list_options(recommend, n=10)
     predict = add_command(
         commands,
@@ -192,6 +214,18 @@ def _index(options: argparse.Namespace) -> None:
     )
 
 
+def _map(options: argparse.Namespace) -> None:
+    from eimf.runs.folder import TEXT_MAP
+    from eimf.runs.text_map import make_text_map
+
+    made = make_text_map(options.run_folder, options.overrides).fit
+    log.info(
+        f"written: {options.run_folder / TEXT_MAP} (fitted on {made.items:,} items, strength {made.strength:g}; "
+        f"explains {made.explained:.1%} of the variance of held-out item vectors)"
+    )
+    log.info(f'try:     eimf recommend {options.run_folder} --words "a few words"')
+
+
 def _explore(options: argparse.Namespace) -> None:
     from eimf.explorer import open_runs, serve
 
@@ -203,15 +237,17 @@ def _recommend(options: argparse.Namespace) -> None:
 
     from eimf.serving.recommender import load
 
+    if options.user is None and options.history is None and not options.words:
+        raise ConfigError("eimf recommend: knows nothing of the user; give --history, --user or --words.")
     model = load(options.run_folder, options.columns)
-    wanted = list_options(options, model)
+    wanted = replace(list_options(options, model), words=options.words)
     if options.user is not None:
         history = _history_of(options.user, options.run_folder, model.config)
     else:
-        history = [part.strip() for part in options.history.split(",") if part.strip()]
+        history = [part.strip() for part in (options.history or "").split(",") if part.strip()]
     merged = model.answer([history], wanted)[0][0]
     lists = []
-    if model.n_interests > 1 and not merged.fallback:
+    if model.n_interests + len(wanted.words) > 1 and not merged.fallback:
         lists = model.answer([history], replace(wanted, by_interest=True, merge="best", diversity=0.0))[0]
     console = Console()
     known = [item for item in history if model.knows(item)]
@@ -227,7 +263,15 @@ def _recommend(options: argparse.Namespace) -> None:
         )
     if merged.fallback:
         console.print("no known item in the history: these are popular items of the training data", soft_wrap=True)
-    for name, ranked in [(f"interest {k}", items) for k, items in enumerate(lists)] + [("merged", merged)]:
+    count = model.n_interests
+    names = [
+        *(f"interest {k}" for k in range(count)),
+        *(f"interest {k}: {one}" for k, one in enumerate(wanted.words, count)),
+    ]
+    named = zip(
+        names[len(names) - len(lists) :], lists, strict=True
+    )  # without a history, there are those of words only
+    for name, ranked in [*named, ("merged", merged)]:
         rows = [(one.item_id, one.title, f"{one.score:.3f}", _interest(one)) for one in ranked]
         _print_items(console, name, ("item", "title", "score", "interest"), rows)
 

@@ -65,8 +65,13 @@ def add_commands(commands: Commands) -> None:
         page="tutorial.md",
     )
     add_experiment(train)
+    train.add_argument("--resume", metavar="RUN", type=run_folder, help="continue a run from its last epoch")
     train.add_argument(
-        "--resume", metavar="RUN", type=run_folder, help="continue an interrupted run from its last epoch"
+        "--from",
+        dest="start",
+        metavar="RUN",
+        type=run_folder,
+        help="start from the weights of an earlier run of the same shop, and by default from its settings",
     )
     evaluate = add_command(
         commands,
@@ -161,7 +166,7 @@ def _simulate(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     if options.resume is None:
         load_experiment(options)  # errors show before Lightning is imported, which takes seconds
-    elif options.experiment or options.dataset or options.backbone:
+    elif options.dataset or options.backbone or options.eimf or options.start:
         raise ConfigError("--resume: continues with the run's own configuration; give nothing else with it.")
     from eimf.cli.tables import print_results, print_statistics, print_training
     from eimf.data.prepare import prepare
@@ -169,7 +174,10 @@ def _train(options: argparse.Namespace) -> None:
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
-    config = load_experiment(options) if options.resume is None else resume_config(options.resume)
+    if options.resume is None:
+        config = load_experiment(options)
+    else:
+        config = resume_config(options.resume, options.experiment)
     prepared = prepare(config.dataset, config.data.root)
     first = is_first_process()
     if first:

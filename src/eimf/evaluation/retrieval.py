@@ -6,6 +6,7 @@ depend on the cut-offs, the batch or any counts.
 Shapes: B users, K interests, N retrieved items, C candidates before merging.
 """
 
+import copy
 import errno
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,15 @@ class ItemIndex:
                 f"({_reason(error)}); use flat, hnsw, ivf, ivfpq or another FAISS factory string. The bytes of PQ must "
                 "divide the dimensions, and it needs 16 items or more."
             ) from None
+
+    def with_items(self, vectors: Float[np.ndarray, "N D"]) -> "ItemIndex":
+        """A copy with N more items, numbered from I + 1. An approximate index is not trained again."""
+        other = copy.copy(self)
+        # Not `clone_index`: the copy of an index that is mapped from a file cannot grow.
+        other._index = faiss.deserialize_index(faiss.serialize_index(self._index))
+        other._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        other.n_items = self.n_items + len(vectors)
+        return other
 
     def save(self, path: Path) -> None:
         """Write the index to a file.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eimf.config.schema import EIMFConfig
+from eimf.config.schema import EIMFConfig, TextConfig
 from eimf.data.prepared import Prepared
 from eimf.data.splits import Spans
-from eimf.data.text import encode_items, encode_texts
+from eimf.data.text import encode_items, encode_texts, item_vectors
 from eimf.explicit.controls import mixed_groups, shuffled, shuffled_links, take_share
 from eimf.explicit.item_interests import ItemInterests, link_items
 from eimf.explicit.propagation import propagate
@@ -28,6 +28,7 @@ def load_supervision(
     *,
     encoder: str,
     root: str | Path,
+    vectors: str = "",
     seed: int = 0,
 ) -> Supervision:
     """Turn the explicit interests of training users into tensors.
@@ -37,6 +38,7 @@ def load_supervision(
         spans: training slices. Labels of other users, and labels made from other items, are left out.
         encoder: text encoder, see `eimf.data.text.encode_texts`.
         root: the data folder, where text vectors are stored.
+        vectors: file of item vectors that users are compared by, see `text.vectors`; empty: those of the encoder.
         seed: seed of the share of labels and of the controls.
 
     Raises:
@@ -45,9 +47,9 @@ def load_supervision(
     """
     matched = match_labels(take_share(list(labels), config.share, seed), prepared, spans)
     names = names_of([label for _, _, label, _ in matched.rows]).to_list()
-    vectors = encode_texts(names, encoder, root).vectors
+    words = encode_texts(names, encoder, root).vectors
     flat = prepared.sequences.items
-    supervision = build_supervision(matched, dict(zip(names, vectors, strict=True)), flat)
+    supervision = build_supervision(matched, dict(zip(names, words, strict=True)), flat)
     left_out = "".join(f"; left out: {count} {why}" for why, count in matched.dropped.items())
     log.info(
         f"explicit interests: {int(supervision.present.sum()):,}, of {len(supervision):,} training users{left_out}"
@@ -56,7 +58,7 @@ def load_supervision(
     if len(models) > 1:
         log.info(f"  labels of {len(models)} models are mixed: {', '.join(models)}")
     if config.propagate:
-        titles = encode_items(prepared.items, encoder, root).vectors
+        titles = item_vectors(prepared.items, TextConfig(encoder, vectors), root).vectors
         labelled = len(supervision)
         supervision = propagate(supervision, spans, flat, titles, user_vectors(prepared.sequences, spans, titles))
         log.info(f"  shared with {len(supervision) - labelled:,} similar users")

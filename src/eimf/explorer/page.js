@@ -2,7 +2,7 @@
 // Everything that comes from the data becomes a text node; nothing here makes HTML of it.
 
 const at = (id) => document.getElementById(id);
-const state = { user: "", items: [], diversity: 0, found: [], selected: -1, asked: 0, suggestion: 0 };
+const state = { user: "", items: [], words: [], diversity: 0, found: [], selected: -1, asked: 0, suggestion: 0 };
 
 function make(name, options = {}, ...children) {
   const { className, ...rest } = options;
@@ -103,10 +103,11 @@ function recommended(items, withBadge) {
 }
 
 function run(one, history) {
-  const cards = one.interests.map((interest, k) => make("article", { className: `card k${k % 8}` },
-    make("h3", {}, badge(k), `Interest ${k}`),
+  const cards = one.interests.map((interest) => make("article", { className: `card k${interest.number % 8}` },
+    make("h3", {}, badge(interest.number), `Interest ${interest.number}`),
+    interest.asked ? make("p", { className: "words" }, `asked in words: ${interest.asked}`) : null,
     ...interest.words.map((words) => make("p", { className: "words" }, words)),
-    !one.routes ? null : make("p", { className: "soft" }, interest.history.length
+    !one.routes || interest.asked ? null : make("p", { className: "soft" }, interest.history.length
       ? `attends to: ${interest.history.map((place) => history[place].title).join(" · ")}` : "attends to no item most"),
     recommended(interest.items, false)));
   const lost = one.unmatched.length ? make("p", { className: "soft" }, `In words, shown by no item seen: ${one.unmatched.join(" · ")}`) : null;
@@ -124,7 +125,8 @@ function show(found) {
     const k = run.interests.findIndex((one) => one.history.includes(place));
     return badge(k < 0 ? null : k, "before the items that the model sees", found.runs.length > 1 ? run.name : "");
   });
-  at("who").textContent = found.user ? `${found.user}: a ${found.part} user, newest first` : "your own history, newest first";
+  at("who").textContent = found.user ? `${found.user}: a ${found.part} user, newest first`
+    : found.history.length ? "your own history, newest first" : "no history: words alone";
   at("history").replaceChildren(...found.history.map((one, place) => {
     const remove = make("button", { type: "button", "aria-label": `Remove ${one.title}` }, "×");
     remove.addEventListener("click", () => {
@@ -159,22 +161,26 @@ async function look(moved) {
     const place = new URLSearchParams();
     if (state.user) place.set("user", state.user);
     if (state.items.length) place.set("items", state.items.join(","));
+    if (state.words.length) place.set("words", state.words.join("; "));
     if (state.diversity) place.set("diversity", state.diversity);
     history.replaceState(null, "", place.size ? `?${place}` : "/");
   }
   const asked = ++state.asked;
-  if (!state.user && !state.items.length) {
+  if (!state.user && !state.items.length && !state.words.length) {
     at("view").hidden = true;
     say("Nothing to show yet: choose a user above, or add items to build a history.");
     return begin();
   }
   try {
-    const found = await ask("/api/look", { user: state.user, item: state.items, diversity: state.diversity });
+    const found = await ask("/api/look", { user: state.user, item: state.items, words: state.words, diversity: state.diversity });
     if (asked === state.asked) { say(""); show(found); }
   } catch (error) { if (asked === state.asked) { at("view").hidden = true; say(error.message); } }
 }
 
-at("clear").addEventListener("click", () => { state.user = ""; state.items = []; look(true); at("query").focus(); });
+function readWords(text) { return text.split(";").map((one) => one.trim()).filter(Boolean); }
+
+at("ask").addEventListener("submit", (event) => { event.preventDefault(); state.words = readWords(at("words").value); look(true); });
+at("clear").addEventListener("click", () => { state.user = ""; state.items = []; state.words = []; at("words").value = ""; look(true); at("query").focus(); });
 at("diversity").addEventListener("input", () => { state.diversity = Number(at("diversity").value); look(true); });
 
 (async () => {
@@ -187,8 +193,11 @@ at("diversity").addEventListener("input", () => { state.diversity = Number(at("d
     const place = new URLSearchParams(location.search);
     state.user = place.get("user") ?? "";
     state.items = (place.get("items") ?? "").split(",").filter(Boolean);
+    at("words").value = place.get("words") ?? "";
+    state.words = readWords(at("words").value);
+    at("ask").hidden = !runs.every((one) => one.words);
     state.diversity = categories ? Number(place.get("diversity") ?? 0) || 0 : 0;
-    if (!state.user && !state.items.length) {  // open on the first example
+    if (!state.user && !state.items.length && !state.words.length) {  // open on the first example
       const { users: examples } = await ask("/api/suggest");
       state.user = examples[0]?.id ?? "";
     }

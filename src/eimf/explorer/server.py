@@ -65,10 +65,11 @@ def build_app(explorer: Explorer, hosts: tuple[str, ...] = LOOPBACK) -> Starlett
         if len(request.url.query) > QUERY_CHARACTERS:
             raise ConfigError(f"the query has {len(request.url.query):,} characters, at most {QUERY_CHARACTERS:,} go.")
         n, diversity = _number(query.get("n", "10"), "n", int), _number(query.get("diversity", "0"), "diversity", float)
+        asked = [one for one in query.getlist("words") if one.strip()]
         if user_id := query.get("user", ""):
             user = explorer.user(user_id)
-            return explorer.look(user.history, user.later, user_id, n, diversity) | {"part": user.part}
-        return explorer.look(query.getlist("item"), n=n, diversity=diversity)
+            return explorer.look(user.history, user.later, user_id, n, diversity, asked) | {"part": user.part}
+        return explorer.look(query.getlist("item"), n=n, diversity=diversity, asked=asked)
 
     def problem(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -68,6 +68,7 @@ class Explorer:
             about = f"{config.backbone.name}{explicit}, {config.dataset.name}, seed {config.seed}"
             about += "" if run.model.filters_seen else ", unfiltered"
             runs.append({"name": run.name, "about": about, "interests": run.model.n_interests})
+            runs[-1]["words"] = run.model.texts is not None
         categories = bool((self.items["categories"].list.len() > 0).any())
         users = len(self.prepared.user_ids) if self.prepared is not None else 0
         return {
@@ -134,7 +135,13 @@ class Explorer:
         return User(user_id, part, ids[: cut - start], ids[cut - start :])
 
     def look(
-        self, history: Sequence[str], later: Sequence[str] = (), user_id: str = "", n: int = 10, diversity: float = 0.0
+        self,
+        history: Sequence[str],
+        later: Sequence[str] = (),
+        user_id: str = "",
+        n: int = 10,
+        diversity: float = 0.0,
+        asked: Sequence[str] = (),
     ) -> dict[str, Any]:
         """A history as each run sees it.
 
@@ -144,6 +151,7 @@ class Explorer:
             user_id: whose explicit interests to show, if any.
             n: length of the lists.
             diversity: weight of the controllable aggregation of the merged list.
+            asked: interests in words, beside the history or instead of one.
 
         Raises:
             DataError: the history is empty or has an unknown item.
@@ -157,19 +165,23 @@ class Explorer:
         held = set(later)
         runs = []
         for run in self.runs:
-            attended = run.model.attended(history)
+            attended = run.model.attended(history) if history or not asked else []
+            lists = run.model.recommend_by_interest(history, n, words=asked)
+            count = run.model.n_interests
             matched = behind_words(label, history, attended) if label is not None else []
             interests = [
                 {
+                    "number": k,
+                    "asked": asked[k - count] if k >= count else "",
                     "words": [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of == k],
                     "history": [place for place, interest in enumerate(attended) if interest == k],
                     "items": self._named(items, held),
                 }
-                for k, items in enumerate(run.model.recommend_by_interest(history, n))
+                for k, items in enumerate(lists, start=count + len(asked) - len(lists) if asked else 0)
             ]
-            merged = self._named(run.model.recommend(history, n, diversity=diversity), held)
+            merged = self._named(run.model.recommend(history, n, diversity=diversity, words=asked), held)
             unmatched = [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of is None]
-            routes = run.model.backbone.routes or len(interests) == 1
+            routes = run.model.backbone.routes or count == 1
             runs.append(
                 {"name": run.name, "interests": interests, "merged": merged, "unmatched": unmatched, "routes": routes}
             )

@@ -27,6 +27,9 @@ RUN, RESULTS = "run.json", "results.json"
 INDEX, INDEX_ABOUT = "index.faiss", "index.json"
 
 
+TEXT_MAP = "text_map.npz"
+
+
 LOCK = ".lock"
 """The process that trains the run holds this lock."""
 ORIGIN = "eimf"
@@ -158,6 +161,9 @@ FREE = ("data.root", "data.eval_batch_size", "eval", "logger", "llm", "optim.den
 def check_config(config: Config, checkpoint: dict[str, Any], folder: Path) -> None:
     """Refuse a `config.yaml` that differs from the configuration of the checkpoint.
 
+    More epochs (`trainer.max_epochs`) are allowed: a run that is resumed with them is the run that had them from the
+    beginning, unless the learning rate depends on the last epoch.
+
     Raises:
         ArtifactError: names the setting and both values.
     """
@@ -169,7 +175,9 @@ def check_config(config: Config, checkpoint: dict[str, Any], folder: Path) -> No
             pairs = [(f"{section}.{name}", values.get(name), given[section].get(name)) for name in names]
         for key, was, now in pairs:
             free = key in FREE or (section in FREE and key not in ("trainer.max_epochs", "trainer.patience"))
-            if was != now and not free:
+            more = config.trainer.max_epochs > trained["trainer"]["max_epochs"] and config.optim.schedule == "constant"
+            raised = key == "trainer.max_epochs" and more
+            if was != now and not free and not raised:
                 raise ArtifactError(
                     f"{folder}/config.yaml: {key} is {now!r}, but the checkpoint was trained with {was!r}; restore the "
                     "file, or train again."

@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from eimf.config.components import BACKBONES, LOSSES, METRICS, SOURCES, TASKS
 from eimf.config.load import to_dict
 from eimf.config.schema import Config
-from eimf.core.files import sha256_json
+from eimf.core.errors import ConfigError
+from eimf.core.files import sha256_file, sha256_json
 from eimf.core.version import VERSION
 from eimf.labels.jsonl import to_line
 from eimf.labels.label import Label
 from eimf.labels.source import label_source, read_labels
+from eimf.runs.folder import BEST, TEXT_MAP
 
 PACKAGE = Path(__file__).resolve().parents[1]
 COMPUTING = ("eimf.training.module", "eimf.training.datamodule", "eimf.training.build")
@@ -28,22 +30,43 @@ SETTINGS = ("eimf.config", "eimf.core")
 """Packages that are left out: settings count by their values, and `core` computes no numbers."""
 
 
-def run_key(config: Config, data_digest: str, label_digest: str) -> str:
+def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping[str, str] | None = None) -> str:
     """Equal for runs that give the same numbers with the same code on the same machine.
 
-    Settings that change no number are left out: names, folders, loggers, the progress bar. Label and data files count
-    by their content, not by their path.
+    Settings that change no number are left out: names, folders, loggers, the progress bar. Files count by their
+    content, not by their path.
+
+    Args:
+        inputs: see `input_digests`.
     """
     values = to_dict(config)
     for section, name in (
         *(("trainer", "progress"), ("data", "root"), ("eimf", "labels"), ("eval", "rankings")),
         *(("optim", "dense_limit"), ("dataset", "urls"), ("dataset", "sha256")),
+        ("text", "vectors"),
     ):
         del values[section][name]
-    del values["logger"], values["experiment"], values["llm"]
+    del values["logger"], values["experiment"], values["llm"], values["start"]
     if not config.eimf.enabled:
         del values["eimf"], values["typical"]
-    return sha256_json({"config": values, "data": data_digest, "labels": label_digest})
+    return sha256_json({"config": values, "data": data_digest, "labels": label_digest} | dict(inputs or {}))
+
+
+def input_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the files that a run reads beside data and labels: own item vectors, and the run that it starts from.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    paths = {"text.vectors": Path(config.text.vectors)} if config.text.vectors else {}
+    if config.start:
+        paths |= {"start": Path(config.start) / BEST}
+        if (text_map := Path(config.start) / TEXT_MAP).is_file():
+            paths |= {"start.text_map": text_map}
+    for key, path in paths.items():
+        if not path.is_file():
+            raise ConfigError(f"{key}: {path} is not a file; give the path of an existing one.")
+    return {key: sha256_file(path) for key, path in paths.items()}
 
 
 @cache
@@ -166,14 +189,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def describe_run(config: Config, data_digest: str, labels: str) -> dict[str, Any]:
+def describe_run(config: Config, data_digest: str, labels: str, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The content of `run.json` when a run starts."""
     return {
-        "key": run_key(config, data_digest, labels),
+        "key": run_key(config, data_digest, labels, inputs),
         "experiment": config.run_name,
         "seed": config.seed,
         "data_digest": data_digest,
         "label_digest": labels,
+        "inputs": dict(inputs),
         "code": code_digest(),
         "commit": git_commit(),
         "package_version": VERSION,

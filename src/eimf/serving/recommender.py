@@ -14,7 +14,8 @@ items (`Recommender.rank`), and numbers become ids and titles again.
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -43,8 +44,10 @@ from eimf.evaluation.retrieval import (
     retrieve_each,
 )
 from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.runs.text_map import read_text_map
 from eimf.runs.versions import newest_version
 from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
+from eimf.serving.texts import Texts, check_words, read_new_items
 
 __all__ = ["ListOptions", "Recommendation", "Recommendations", "Recommender", "load"]
 
@@ -62,7 +65,8 @@ class Recommendation(NamedTuple):
     """Inner product with the interest; of a popular item, its number of training interactions; of a similar item, the
     cosine."""
     interest: int | None
-    """The interest (from 0) that retrieved it. None: no interest did, the item is popular or similar."""
+    """The interest (from 0) that retrieved it; K + s for phrase s of `words`. None: no interest did, the item is
+    popular or similar."""
 
 
 class Recommendations(list[Recommendation]):
@@ -103,8 +107,11 @@ class ListOptions:
     """A list for each interest, instead of one merged list."""
     unknown: Literal["skip", "error"] = "skip"
     """Items of a history that are not in the catalogue are left out and counted, or refused."""
+    words: Sequence[str] = ()
+    """Interests in words: each phrase is one more interest, numbered after those of the history. Needs `eimf map`."""
 
     def __post_init__(self) -> None:
+        check_words(self.words)
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ConfigError(f"n: must be a whole number from 1, is {self.n!r}.")
         if self.filter_seen not in (None, True, False):
@@ -129,6 +136,7 @@ class Recommender:
             the number of training interactions, for users without a history.
         filters_seen: whether lists leave out the items of the history by default.
         about: plain values that describe the run, such as digests.
+        texts: gives vectors to words and to new items, if the run keeps a text map.
     """
 
     def __init__(
@@ -139,6 +147,7 @@ class Recommender:
         index: ItemIndex,
         filters_seen: bool = True,
         about: dict[str, Any] | None = None,
+        texts: Texts | None = None,
     ) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
@@ -146,8 +155,10 @@ class Recommender:
         self._ids = ["", *items["item_id"]]
         self._categories = torch.from_numpy(leaf_categories(items)).long()
         self.index, self.filters_seen, self.about = index, filters_seen, about or {}
+        self.texts = texts
         self._masks: dict[Key, Bool[Tensor, " I_plus_1"] | None] = {}
         self._lengths: Float[np.ndarray, " I"] | None = None
+        self._growing = threading.Lock()
 
     @property
     def n_interests(self) -> int:
@@ -167,6 +178,48 @@ class Recommender:
         other = copy.copy(self)
         other.items, other._masks = join_columns(self.items, table), {}
         return other
+
+    def add_items(self, items: Sequence[Mapping[str, Any]] | polars.DataFrame) -> None:
+        """Add new items by their titles, without training; histories may have them from now on.
+
+        They are kept in memory only: add them again after loading, until the next training includes them. A call
+        copies the item vectors and the index, so add many items at once. Requests in other threads see all of them
+        or none.
+
+        Args:
+            items: `item_id`, `title`, and optionally `categories` (a list), `brand` and other columns of the catalogue.
+                With a text map of own vectors (`text.vectors`): `vector` instead of the title.
+
+        Raises:
+            ConfigError: the run keeps no text map, or the encoder cannot be loaded.
+            DataError: an item is known already, has no title, or a wrong field.
+        """
+        with self._growing:  # two callers at once must not lose each other's items
+            texts = self._texts("items")
+            rows, own = read_new_items(items, self.items, own_vectors=not texts.text_map.encoder)
+            if rows.is_empty():
+                return
+            with torch.inference_mode():
+                backbone = self.backbone.with_items(torch.from_numpy(texts.items(rows, own)))
+                vectors = backbone.item_vectors().float().numpy()[len(self._ids) :]
+            table = polars.concat([self.items, rows])
+            index = self.index.with_items(vectors)
+            grown = Recommender(backbone, self.config, table, index, self.filters_seen, self.about, texts)
+            grown._growing = self._growing
+            self.__dict__.update(grown.__dict__)  # in one step; requests work on a copy of the attributes
+
+    def _texts(self, subject: str) -> Texts:
+        """What gives vectors to texts.
+
+        Raises:
+            ConfigError: the run keeps no text map.
+        """
+        if self.texts is None:
+            raise ConfigError(
+                f"{subject}: need the run's text map, which {self.about.get('run', 'its folder')} does not have; make "
+                f"it with: eimf map {self.about.get('run', 'RUN')}"
+            )
+        return self.texts
 
     def title(self, item_id: str) -> str:
         """Title of an item, empty where unknown."""
@@ -271,18 +324,19 @@ class Recommender:
         deny: Conditions = None,
         merge: Literal["best", "proportional"] = "best",
         unknown: Literal["skip", "error"] = "skip",
+        words: Sequence[str] = (),
     ) -> Recommendations:
         """The n best items for a history, over all interests.
 
         Args:
             history: item ids, oldest first; the user need not have been in the training data. Without any known item,
-                the list is of the most popular items of the training data, and marked (`fallback`).
-            n, filter_seen, diversity, allow, deny, merge, unknown: see `ListOptions`.
+                and without words, the list is of the most popular items of the training data, and marked (`fallback`).
+            n, filter_seen, diversity, allow, deny, merge, unknown, words: see `ListOptions`.
 
         Raises:
             ConfigError, DataError: see the message.
         """
-        options = ListOptions(n, filter_seen, allow, deny, merge, diversity, unknown=unknown)
+        options = ListOptions(n, filter_seen, allow, deny, merge, diversity, unknown=unknown, words=words)
         return self.answer([history], options)[0][0]
 
     def recommend_by_interest(
@@ -294,14 +348,15 @@ class Recommender:
         allow: Conditions = None,
         deny: Conditions = None,
         unknown: Literal["skip", "error"] = "skip",
+        words: Sequence[str] = (),
     ) -> list[Recommendations]:
         """The n best items of each interest; an item may be in several lists. A history without any known item gives
-        one list, of popular items.
+        the lists of the words, or one list, of popular items.
 
         Raises:
             ConfigError, DataError: see the message.
         """
-        options = ListOptions(n, filter_seen, allow, deny, by_interest=True, unknown=unknown)
+        options = ListOptions(n, filter_seen, allow, deny, by_interest=True, unknown=unknown, words=words)
         return self.answer([history], options)[0]
 
     def answer(self, histories: Sequence[Sequence[str]], options: ListOptions) -> list[list[Recommendations]]:
@@ -310,41 +365,58 @@ class Recommender:
         Raises:
             ConfigError, DataError: see the message.
         """
-        known = [self.numbers(history, options.unknown) for history in histories]
-        ranked = self.rank(Ragged.of([numbers for numbers, _ in known]), options)
+        model = copy.copy(self)  # items may be added meanwhile
+        known = [model.numbers(history, options.unknown) for history in histories]
+        ranked = model.rank(Ragged.of([numbers for numbers, _ in known]), options)
         rows = len(ranked.items) // max(1, len(known))
         lists = []
         for row, (numbers, skipped) in enumerate(known):
-            places = range(row * rows, (row + 1) * rows if numbers else row * rows + 1)
-            lists.append([Recommendations(self._named(ranked, place), skipped, not numbers) for place in places])
+            places = range(row * rows, (row + 1) * rows)
+            if not numbers:  # the lists of the words are the last ones; popular items are in the first
+                places = places[-len(options.words) :] if options.words and options.by_interest else places[:1]
+            popular = not numbers and not options.words
+            lists.append([Recommendations(model._named(ranked, place), skipped, popular) for place in places])
         return lists
 
     def rank(self, histories: Ragged, options: ListOptions) -> Retrieved:
         """Ranked numbers of items for histories of numbers; the step between `numbers` and names.
 
         Returns:
-            A row for each history; with `options.by_interest`, K rows for each. The interest is `POPULAR` in the list
-            of an empty history, which is the first of its rows; the others have no items then.
+            A row for each history; with `options.by_interest`, K + S rows for each. Of an empty history, the first K of
+            them have no items; without words, the first has the most popular ones, with the interest `POPULAR`.
 
         Raises:
             ConfigError, DataError: see the message.
         """
         allowed = self._allowed(options)
         full = histories.lengths > 0
+        words = self._texts("words").interests(options.words) if options.words else None
         if bool(full.all()) and len(full):
-            return self._retrieve(self._vectors(histories), histories, options, allowed)
-        rows = self.n_interests if options.by_interest else 1
+            return self._retrieve(self._queries(histories, words), histories, options, allowed)
+        count, extra = self.n_interests, len(options.words)
+        rows = count + extra if options.by_interest else 1
         empty = torch.zeros(len(full), rows, options.n)
         whole = Retrieved(empty.long(), empty + NEVER, empty.long())
         if bool(full.any()):
             some = histories.select(full.nonzero()[:, 0])
-            found = self._retrieve(self._vectors(some), some, options, allowed)
+            found = self._retrieve(self._queries(some, words), some, options, allowed)
             for values, new in zip(whole, found, strict=True):
                 values[full] = new.view(-1, rows, options.n)
-        if not bool(full.all()):
+        if not bool(full.all()) and words is not None:
+            none = histories.select((~full).nonzero()[:, 0])
+            found = self._retrieve(words.expand(len(none.lengths), -1, -1), none, options, allowed)
+            found = found._replace(interest=found.interest + count)
+            for values, new in zip(whole, found, strict=True):
+                values[~full, count if options.by_interest else 0 :] = new.view(len(none.lengths), -1, options.n)
+        elif not bool(full.all()):
             items, counts = self._popular(options.n, allowed)
             whole.items[~full, 0], whole.scores[~full, 0], whole.interest[~full, 0] = items, counts, POPULAR
         return Retrieved(*(values.flatten(0, 1) for values in whole))
+
+    def _queries(self, histories: Ragged, words: Float[Tensor, "S D"] | None) -> Float[Tensor, "B K_plus_S D"]:
+        """The interest vectors of histories, none of them empty, and of words."""
+        vectors = self._vectors(histories)
+        return vectors if words is None else self._texts("words").beside(vectors, words)
 
     def _retrieve(
         self,
@@ -415,7 +487,12 @@ class Recommender:
             ConfigError: see `ListOptions`; or the model has no item vectors.
             DataError: the item is not in the catalogue.
         """
-        allowed = self._allowed(options := ListOptions(n, allow=allow, deny=deny))
+        options = ListOptions(n, allow=allow, deny=deny)
+        model = copy.copy(self)  # items may be added meanwhile
+        return model._similar(item_id, options)
+
+    def _similar(self, item_id: str, options: ListOptions) -> Recommendations:
+        allowed = self._allowed(options)
         row = self.numbers([item_id], "error")[0][0] - 1
         cosines = self._similarities(row)
         cosines[row] = NEVER
@@ -470,10 +547,13 @@ def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFra
         )
     backbone, config = restore_backbone(checkpoint, folder)
     with torch.inference_mode():
-        index = open_index(folder, backbone.item_vectors().float().numpy())
+        vectors = backbone.item_vectors().float().numpy()
+    index = open_index(folder, vectors)
+    text_map = read_text_map(folder)
+    texts = Texts(text_map, vectors) if text_map is not None else None
     about = {name: origin.get(name, "") for name in ("data_digest", "package_version")}
     about |= {"run": str(folder), "checkpoint_sha256": sha256_file(folder / BEST)}
-    model = Recommender(backbone, config, items, index, origin.get("filter_seen", True), about)
+    model = Recommender(backbone, config, items, index, origin.get("filter_seen", True), about, texts)
     if columns is None:
         return model
     return model.with_columns(columns if isinstance(columns, polars.DataFrame) else read_columns(Path(columns)))

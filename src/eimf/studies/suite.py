@@ -25,7 +25,7 @@ from eimf.data.prepared import Prepared
 from eimf.evaluation.agreement import METRIC as AGREEMENT
 from eimf.labels.source import label_source
 from eimf.runs.folder import LAST, LOCK, RESULTS, RUN, read_run
-from eimf.runs.provenance import code_digest, label_digest, run_key
+from eimf.runs.provenance import code_digest, input_digests, label_digest, run_key
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
             if config.reads_labels and label_source(config) not in labels:
                 labels[label_source(config)] = label_digest(config)
             digest = labels[label_source(config)] if config.reads_labels else ""
-            key = run_key(config, prepared.digest, digest)
+            key = run_key(config, prepared.digest, digest, input_digests(config))
             # Only the code that began a run continues it: another code may give slightly other numbers.
             usable = [run for run in runs if run.this_code or (any_code and run.state == FINISHED)]
             same = [run for run in usable if run.key == key]
@@ -244,7 +244,8 @@ def find_runs(root: Path) -> list[Found]:
 
 def _key_today(folder: Path, record: Mapping[str, Any]) -> str:
     try:
-        return run_key(load(folder / "config.yaml"), record["data_digest"], record["label_digest"])
+        config = load(folder / "config.yaml")
+        return run_key(config, record["data_digest"], record["label_digest"], record.get("inputs"))
     except ConfigError:  # made by another version with other settings
         return record["key"]
 

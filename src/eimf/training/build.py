@@ -20,7 +20,7 @@ from eimf.config.schema import Config, TrainerConfig
 from eimf.core.errors import ConfigError
 from eimf.data.cooccurrence import cooccurrence_vectors
 from eimf.data.prepared import Prepared
-from eimf.data.text import encode_items, principal_components
+from eimf.data.text import item_vectors, principal_components
 from eimf.explicit.load import load_links
 from eimf.explicit.prototypes import Prototypes, find_prototypes, item_words, shuffled_prototypes, side_by_side
 from eimf.explicit.tasks import ExplicitTasks
@@ -28,6 +28,7 @@ from eimf.labels.source import label_source
 from eimf.training.callbacks.checkpoints import WholeCheckpointIO
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
+from eimf.training.warm_start import warm_start
 
 
 def build_data(config: Config, prepared: Prepared, labelled: bool = True) -> InteractionData:
@@ -47,16 +48,19 @@ def build_data(config: Config, prepared: Prepared, labelled: bool = True) -> Int
         labels=labels,
         explicit=config.eimf,
         encoder=config.text.encoder,
+        vectors=config.text.vectors,
         root=config.data.root,
         seed=config.seed,
     )
 
 
-def build_model(config: Config, data: InteractionData, train: bool = False) -> MultiInterestModel:
+def build_model(config: Config, data: InteractionData, train: bool = False, resume: bool = False) -> MultiInterestModel:
     """Backbone, loss and optimiser of a configuration, with seeded initial weights.
 
     Args:
-        train: also set what only training needs: item vectors that start from text, and EIMF's auxiliary tasks.
+        train: also set what only training needs: item vectors that start from text, EIMF's auxiliary tasks, and the
+            weights of the run to start from.
+        resume: the weights will be those of a checkpoint, so that they need no start.
 
     Raises:
         ConfigError: parts of the configuration do not fit each other.
@@ -65,7 +69,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
     backbone: Backbone = BACKBONES[config.backbone.name](data.n_items, config.data.max_len, config.backbone)
     loss = LOSSES[config.loss.name](config.loss)
     tasks = None
-    if train and config.text.item_init != "random":
+    if train and not resume and config.text.item_init != "random":
         start_items(backbone, config, _start_vectors(config, data))
     if train and config.eimf.enabled:  # after the backbone, whose initial weights stay the same
         links = None
@@ -80,6 +84,8 @@ def build_model(config: Config, data: InteractionData, train: bool = False) -> M
             prototypes=prototypes,
             seed=config.seed,
         )
+    if train and not resume and config.start:
+        warm_start(backbone, tasks, config, data.prepared)
     optim, evaluation = config.optim, config.eval
     model = MultiInterestModel(
         backbone,
@@ -119,7 +125,7 @@ def _start_vectors(config: Config, data: InteractionData) -> Float[np.ndarray, "
 def _evidence(source: str, config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
     """What a source says about each item, see `text.item_init`."""
     if source == "text":
-        return encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+        return item_vectors(data.prepared.items, config.text, config.data.root).vectors
     if source == "cooccurrence":
         return cooccurrence_vectors(data.prepared.sequences, data.split.train, data.n_items)
     assert data.supervision is not None  # checked with the configuration

@@ -38,6 +38,7 @@ class InteractionData(pl.LightningDataModule):
             without them.
         explicit: options of training with explicit interests.
         encoder: text encoder; used with `labels` only.
+        vectors: file of item vectors to compare users by (`text.vectors`), if labels are shared with similar users.
         root: the data folder, where text vectors are kept.
         seed: of sample order, random cuts, shares and controls.
         options: options of the batches as plain arguments, such as `max_len=50, batch_size=512`.
@@ -64,6 +65,7 @@ class InteractionData(pl.LightningDataModule):
         labels: str | Path | Sequence[Label] | None = None,
         explicit: EIMFConfig | None = None,
         encoder: str = DEFAULT_ENCODER,
+        vectors: str = "",
         root: str | Path = "data",
         seed: int = 0,
         **options: Any,
@@ -82,7 +84,7 @@ class InteractionData(pl.LightningDataModule):
         if labels is not None:
             known = read_labels(labels) if isinstance(labels, str | Path) else labels
             self.supervision = load_supervision(
-                known, prepared, self.split.train, self.explicit, encoder=encoder, root=root, seed=seed
+                known, prepared, self.split.train, self.explicit, encoder=encoder, root=root, vectors=vectors, seed=seed
             )
         self._items = torch.tensor(prepared.sequences.items, dtype=torch.long)
 

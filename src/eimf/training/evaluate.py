@@ -16,7 +16,7 @@ from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.prepare import prepare
 from eimf.data.splits import Spans
-from eimf.data.text import encode_items
+from eimf.data.text import item_vectors
 from eimf.evaluation.agreement import agreement_frame, attended, held_out_groups, measure_agreement
 from eimf.evaluation.evaluator import Evaluation
 from eimf.evaluation.groups import distance_to_labelled, group_users
@@ -144,7 +144,7 @@ def group_held_out(config: Config, data: InteractionData, part: str) -> polars.D
             log.info(f"no groups by nearness to labelled users: {error}")
         else:
             assert supervision is not None
-            titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
+            titles = item_vectors(data.prepared.items, config.text, config.data.root).vectors
             trained = user_vectors(sequences, data.split.train, titles)
             near = user_vectors(sequences, Spans(held.user_idx, held.start, held.cut), titles)
             distance = distance_to_labelled(near, trained[supervision.span_row.numpy()])

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from eimf.config.load import load, to_dict, to_yaml
 from eimf.config.schema import Config, SplitConfig
-from eimf.core.errors import ArtifactError
+from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
 from eimf.core.version import VERSION
 from eimf.data.prepare import prepare
@@ -33,14 +33,16 @@ from eimf.runs.folder import (
     remove_index,
     save_index,
 )
-from eimf.runs.provenance import describe_run, label_digest
+from eimf.runs.provenance import describe_run, input_digests, label_digest, run_key
 from eimf.runs.results import Run, costs, write_frame, write_results
+from eimf.runs.text_map import remove_text_map
 from eimf.runs.tracking import log_outcome, tensorboard_logger, wandb_logger
 from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
 from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
 from eimf.training.processes import is_first_process
+from eimf.training.warm_start import check_start
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
     prepared = prepared or prepare(config.dataset, config.data.root)
     check_size(config, prepared.n_items)
     labels = label_digest(config)
+    inputs = input_digests(config) if resume is None else read_run(resume).get("inputs", {})
     if resume is not None and (before := read_run(resume).get("label_digest", labels)) != labels:
         raise ArtifactError(
             f"{resume}: was begun with other labels (digest {before[:12]}; {label_source(config)} has {labels[:12]} "
@@ -67,15 +70,21 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
         )
     first = is_first_process()
     items = with_counts(prepared, config.split)  # before the folder is made: it refuses data that cannot be split
+    if resume is None and config.start:
+        check_start(config, prepared)
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
     with _keeping_what_counts(folder) if first else nullcontext():
         if resume is None and first:
             write_text_atomic(folder / "config.yaml", to_yaml(config))
             write_frame(items, folder / "items.parquet")
-            provenance = describe_run(config, prepared.digest, labels)
+            provenance = describe_run(config, prepared.digest, labels, inputs)
             write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
         held = "another process trains this run; wait for it or end it."
         with lock(folder / LOCK, held) if first else nullcontext():
+            if resume is not None and first and config != load(folder / "config.yaml"):  # it was given more epochs
+                write_text_atomic(folder / "config.yaml", to_yaml(config))
+                key = run_key(config, prepared.digest, labels, inputs)
+                write_json_atomic(folder / RUN, read_run(folder) | {"key": key})
             return _train_in(folder, config, prepared, labels, resume is not None)
 
 
@@ -112,10 +121,11 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     first = is_first_process()
     if first:
         remove_index(folder)
+        remove_text_map(folder)
     log.info(f"run folder: {folder}")
     data = build_data(config, prepared)
     report_users(data)
-    model = build_model(config, data, train=True)
+    model = build_model(config, data, train=True, resume=resume)
     log.info(describe_filter(data.repeats, model.filters_seen))
     model.origin = {
         "config": to_dict(config),
@@ -184,10 +194,14 @@ def run_callbacks(config: Config, folder: Path) -> list[Callback]:
     ]
 
 
-def resume_config(folder: Path) -> Config:
+def resume_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a run to resume.
 
+    Args:
+        overrides: only `trainer.max_epochs=N`, to train for more epochs.
+
     Raises:
+        ConfigError: another setting is given.
         ArtifactError: the folder is not a run folder, or has no checkpoint yet.
     """
     if not (folder / "config.yaml").is_file():
@@ -196,7 +210,9 @@ def resume_config(folder: Path) -> Config:
         raise ArtifactError(
             f"{folder}: no {LAST} yet, nothing to resume from; start again with eimf train {folder}/config.yaml."
         )
-    config = load(folder / "config.yaml")
+    if wrong := [text for text in overrides if not text.startswith("trainer.max_epochs=")]:
+        raise ConfigError(f"--resume: {wrong[0]!r} cannot change; only trainer.max_epochs can be raised.")
+    config = load(folder / "config.yaml", overrides)
     check_config(config, read_checkpoint(folder, LAST), folder)
     return config
 

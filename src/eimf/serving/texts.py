@@ -1,0 +1,155 @@
+"""Texts in the space of a run's vectors: interests in words, and new items by title.
+
+Shapes: B users, K interests of their behaviour, S interests in words, D dimensions, N new items.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eimf.core.errors import ConfigError, DataError
+from eimf.data.text import item_texts, open_encoder
+from eimf.runs.text_map import TextMap
+
+VECTOR = "vector"
+"""Field of a new item with its own vector, for maps of own vectors (`text.vectors`)."""
+
+
+class Texts:
+    """Gives vectors to words and to new items, by a run's text map. The encoder is loaded at its first use.
+
+    Args:
+        text_map: see `eimf.runs.text_map`.
+        items: item vectors of the run's catalogue, row 0 padding.
+    """
+
+    def __init__(self, text_map: TextMap, items: Float[np.ndarray, "I_plus_1 D"]) -> None:
+        self.text_map = text_map
+        self._items, self._lock = items, threading.Lock()
+
+    def interests(self, words: Sequence[str]) -> Float[Tensor, "S D"]:
+        """An interest vector for each phrase.
+
+        Raises:
+            DataError: `words` is no list of phrases.
+            ConfigError: the map was fitted on vectors of a file, or the encoder cannot be loaded.
+        """
+        check_words(words)
+        return torch.from_numpy(self.text_map(self._encode(list(words))))
+
+    def beside(self, behaviour: Float[Tensor, "B K D"], words: Float[Tensor, "S D"]) -> Float[Tensor, "B K_plus_S D"]:
+        """The interests of behaviour, and those in words after them.
+
+        Vectors of words are shorter than trained ones. Each is scaled so that its scores over the catalogue have the
+        same standard deviation as those of the user's interests have on average. Then both compete as equals.
+        """
+        wanted = self._spread(behaviour).mean(dim=1)
+        scale = wanted[:, None] / self._spread(words[None]).clamp(min=1e-12)
+        return torch.cat([behaviour, scale[:, :, None] * words], dim=1)
+
+    def items(self, items: polars.DataFrame, vectors: Float[np.ndarray, "N T"] | None) -> Float[np.ndarray, "N D"]:
+        """Item vectors of new items.
+
+        Args:
+            items: `title, categories, brand`.
+            vectors: the items' own vectors, if the map was fitted on such.
+
+        Raises:
+            ConfigError: the encoder cannot be loaded.
+        """
+        if vectors is None:
+            return self.text_map(self._encode(item_texts(items)))
+        return self.text_map(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+    def _spread(self, interests: Float[Tensor, "B K D"]) -> Float[Tensor, "B K"]:
+        """Standard deviation of an interest's scores over the catalogue."""
+        return torch.einsum("bkd,de,bke->bk", interests, self._covariance, interests).clamp(min=0).sqrt()
+
+    @cached_property
+    def _covariance(self) -> Float[Tensor, "D D"]:
+        rows = torch.from_numpy(self._items[1:])
+        return (rows.T @ rows) / len(rows) - torch.outer(rows.mean(dim=0), rows.mean(dim=0))
+
+    def _encode(self, texts: list[str]) -> Float[np.ndarray, "N T"]:
+        if not self.text_map.encoder:
+            raise ConfigError(
+                "words: need a sentence encoder, but this run's text map was fitted on vectors of a file "
+                "(text.vectors); fit it on the encoder's: eimf map RUN text.vectors=''"
+            )
+        with self._lock:  # the first caller loads the encoder
+            return self._encoder(texts)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return open_encoder(self.text_map.encoder)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what is no list of phrases.
+
+    Raises:
+        DataError: see above.
+    """
+    if isinstance(words, str) or not all(isinstance(one, str) and one.strip() for one in words):
+        raise DataError(
+            f"words: must be a list of phrases, such as ['oil-free sunscreen'], is {words!r}; give texts that are not "
+            "empty."
+        )
+
+
+def read_new_items(
+    items: Sequence[Mapping[str, Any]] | polars.DataFrame, catalogue: polars.DataFrame, own_vectors: bool
+) -> tuple[polars.DataFrame, Float[np.ndarray, "N T"] | None]:
+    """Rows of new items in the columns of the catalogue, numbered after its items, and their own vectors.
+
+    Args:
+        items: `item_id`, `title`, and optionally `categories` (a list), `brand`, `vector`, and other columns of the
+            catalogue.
+        own_vectors: whether each needs a `vector`; if false, each needs a title.
+
+    Raises:
+        DataError: a field is missing, unknown or of the wrong type, or an id is repeated or in the catalogue.
+    """
+    rows = items.to_dicts() if isinstance(items, polars.DataFrame) else [*items]
+    columns = [name for name in catalogue.columns if name not in ("item_idx", "count")]
+    needed = VECTOR if own_vectors else "title"
+    for row in rows:
+        if not isinstance(row, Mapping) or not isinstance(row.get("item_id"), str) or not row["item_id"]:
+            raise DataError(f"items: each must be a mapping with an 'item_id', one is {str(row)[:100]}; give its id.")
+        name = f"items: {row['item_id']!r}"
+        if unknown := [key for key in row if key not in (*columns, VECTOR)]:
+            raise DataError(f"{name}: has the field {unknown[0]!r}; it may have {', '.join([*columns, VECTOR])}.")
+        if VECTOR in row and not own_vectors:
+            raise DataError(f"{name}: has a vector, but this run's text map is of titles; leave it out.")
+        if row.get(needed) is None or (needed == "title" and not str(row["title"]).strip()):
+            raise DataError(f"{name}: needs a {needed}, from which its item vector is made; give it.")
+    ids = [row["item_id"] for row in rows]
+    known = set(catalogue["item_id"].filter(catalogue["item_id"].is_in(ids)))
+    if twice := [one for place, one in enumerate(ids) if one in known or one in ids[:place]]:
+        raise DataError(f"items: {twice[0]!r} is in the catalogue already; leave it out.")
+    defaults: dict[str, Any] = {"title": "", "categories": []}
+    try:
+        table = polars.DataFrame(
+            {name: [row.get(name, defaults.get(name)) for row in rows] for name in columns},
+            schema_overrides={name: catalogue.schema[name] for name in columns},
+        )
+        vectors = np.array([row[VECTOR] for row in rows], np.float32) if own_vectors else None
+    except (TypeError, ValueError, OverflowError, polars.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"items: a value does not fit its column ({reason}); use the catalogue's types.") from None
+    if vectors is not None and (vectors.ndim != 2 or not np.isfinite(vectors).all()):
+        raise DataError(
+            "items: a 'vector' must be a list of finite numbers, as long as those of text.vectors; mend it."
+        )
+    numbers = np.arange(len(catalogue) + 1, len(catalogue) + 1 + len(rows), dtype=np.int32)
+    table = table.with_columns(polars.Series("item_idx", numbers))
+    if "count" in catalogue.columns:
+        table = table.with_columns(polars.lit(0, dtype=catalogue.schema["count"]).alias("count"))
+    return table.select(catalogue.columns), vectors

@@ -1,0 +1,225 @@
+"""Interests in words and new items by title, through a run's text map."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars
+import pytest
+import torch
+
+from eimf.cli.main import main
+from eimf.core.errors import ConfigError, DataError
+from eimf.evaluation.retrieval import ItemIndex
+from eimf.runs.folder import save_index
+from eimf.runs.text_map import make_text_map
+from eimf.serving.recommender import ListOptions, Recommender, load
+from tests.conftest import hash_words
+
+HISTORY = ["P00003", "P00005", "P00008"]
+WORDS = ["Rainbow Headlamp", "Yoga Mat, Coral"]
+NEW = [
+    {
+        "item_id": "N1",
+        "title": "Beldal Rainbow Headlamp, Teal",
+        "categories": ["Outdoors", "Headlamps"],
+        "brand": "Beldal",
+    },
+    {"item_id": "N2", "title": "Sunsto Mini Yoga Mat"},
+]
+
+
+@pytest.fixture(autouse=True)
+def _stand_in_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eimf.data.text.open_encoder", lambda name: hash_words)
+    monkeypatch.setattr("eimf.serving.texts.open_encoder", lambda name: hash_words)
+
+
+@pytest.fixture
+def mapped(run_folder: Path, data_root: Path, tmp_path: Path) -> Path:
+    """The run, with a text map."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    make_text_map(folder, [f"data.root={data_root}"])
+    return folder
+
+
+@pytest.fixture
+def speaking(mapped: Path) -> Recommender:
+    return load(mapped)
+
+
+def test_words_alone_are_interests(speaking: Recommender) -> None:
+    assert speaking.texts is not None
+    vectors = speaking.texts.interests(WORDS).numpy()
+    scores = speaking.item_vectors() @ vectors.T
+    found = speaking.recommend([], 5, words=WORDS)
+    assert not found.fallback
+    assert [one.score for one in found] == pytest.approx(np.sort(scores.max(axis=1))[::-1][:5], rel=1e-4)
+    lists = speaking.recommend_by_interest([], 5, words=WORDS)
+    first = speaking.n_interests
+    assert [{one.interest for one in items} for items in lists] == [{first}, {first + 1}]
+    for place, items in enumerate(lists):
+        best = speaking.items["item_id"].gather(np.argsort(-scores[:, place])[:5]).to_list()
+        assert [one.item_id for one in items] == best
+
+
+def test_words_stand_beside_a_history(speaking: Recommender) -> None:
+    plain = speaking.recommend_by_interest(HISTORY, 6)
+    lists = speaking.recommend_by_interest(HISTORY, 6, words=WORDS)
+    assert lists[: len(plain)] == plain
+    assert len(lists) == len(plain) + 2
+    assert {one.interest for one in lists[-1]} == {len(plain) + 1}
+    assert not {one.item_id for items in lists for one in items} & set(HISTORY)
+    merged = speaking.recommend(HISTORY, 50, words=WORDS)
+    assert len(merged) == 50
+    assert {one.interest for one in merged} & {len(plain), len(plain) + 1}
+    assert speaking.recommend(HISTORY, 10) == load_plain(speaking).recommend(HISTORY, 10)
+    # Scores of words and of behaviour spread equally over the catalogue.
+    assert speaking.texts is not None
+    behaviour = torch.from_numpy(speaking.encode([HISTORY]))
+    both = speaking.texts.beside(behaviour, speaking.texts.interests(WORDS))[0]
+    spread = (torch.from_numpy(speaking.item_vectors()) @ both.T).std(dim=0, correction=0)
+    torch.testing.assert_close(spread[-2:], spread[:-2].mean().expand(2), rtol=1e-3, atol=1e-6)
+
+
+def load_plain(model: Recommender) -> Recommender:
+    """The same model without a text map."""
+    return Recommender(model.backbone, model.config, model.items, model.index, model.filters_seen)
+
+
+def test_histories_with_and_without_items_go_together(speaking: Recommender) -> None:
+    for options in (ListOptions(7, words=WORDS), ListOptions(7, words=WORDS, by_interest=True)):
+        together = speaking.answer([HISTORY, [], HISTORY[:1]], options)
+        apart = [speaking.answer([one], options)[0] for one in (HISTORY, [], HISTORY[:1])]
+        assert [[[one.item_id for one in items] for items in lists] for lists in together] == [
+            [[one.item_id for one in items] for items in lists] for lists in apart
+        ]
+
+
+def test_words_that_cannot_be_used(speaking: Recommender, run_folder: Path) -> None:
+    for words in ("sunscreen", [""], [" "], [3]):
+        with pytest.raises(DataError, match="words: must be a list of phrases"):
+            speaking.recommend(HISTORY, words=words)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"words: need the run's text map.*eimf map"):
+        load(run_folder).recommend(HISTORY, words=WORDS)
+
+
+def test_new_items_are_recommended_and_may_be_in_histories(speaking: Recommender) -> None:
+    before, n = speaking.recommend(HISTORY, 120), len(speaking.items)
+    speaking.add_items(NEW)
+    assert len(speaking.items) == n + 2
+    assert (speaking.title("N1"), speaking.knows("N2")) == ("Beldal Rainbow Headlamp, Teal", True)
+    after = speaking.recommend(HISTORY, 122)
+    assert [one for one in after if not one.item_id.startswith("N")] == before
+    assert {"N1", "N2"} <= {one.item_id for one in after}
+    assert speaking.recommend(["N1"], 5)
+    assert "N1" not in {one.item_id for one in speaking.recommend(["N1"], 122)}
+    # N1 has the text of a known item, so that it has the vector that the map gives to it.
+    assert speaking.texts is not None
+    vector = speaking.texts.items(speaking.items.filter(polars.col("title") == NEW[0]["title"]), None)[0]
+    np.testing.assert_allclose(speaking.item_vectors()[n], vector, rtol=1e-5)
+    assert {one.item_id for one in speaking.recommend(HISTORY, 5, allow=["N1", "N2"])} == {"N1", "N2"}
+    assert speaking.similar_items("N1", 3)
+    speaking.add_items(polars.DataFrame({"item_id": ["N3"], "title": ["Belvik Saucepan"]}))
+    speaking.add_items([])
+    assert speaking.items["item_idx"].to_list() == list(range(1, n + 4))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"title": "x"}], "'item_id'"),
+        ([{"item_id": "N1"}], "'N1': needs a title"),
+        ([{"item_id": "N1", "title": " "}], "'N1': needs a title"),
+        ([{"item_id": "P00003", "title": "x"}], "'P00003' is in the catalogue already"),
+        ([NEW[0], NEW[0]], "'N1' is in the catalogue already"),
+        ([{"item_id": "N1", "title": "x", "colour": "red"}], "has the field 'colour'"),
+        ([{"item_id": "N1", "title": "x", "vector": [1.0]}], "text map is of titles"),
+        ([{"item_id": "N1", "title": "x", "categories": 3}], "does not fit its column"),
+        (["N1"], "must be a mapping"),
+    ],
+)
+def test_new_items_that_cannot_be_used(speaking: Recommender, items: Any, message: str) -> None:
+    n = len(speaking.items)
+    with pytest.raises(DataError, match=message):
+        speaking.add_items(items)
+    assert len(speaking.items) == n
+
+
+def test_a_map_of_own_vectors(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    ids = load(folder).items["item_id"].to_list()
+    np.savez(tmp_path / "own.npz", ids=ids, vectors=np.random.default_rng(0).normal(size=(len(ids), 6)))
+    assert main(["map", str(folder), f"text.vectors={tmp_path / 'own.npz'}"]) == 0
+    model = load(folder)
+    model.add_items([{"item_id": "N1", "title": "x", "vector": [1.0, 0, 0, 0, 0, 0]}])
+    assert model.knows("N1")
+    with pytest.raises(DataError, match="'N2': needs a vector"):
+        model.add_items([NEW[1]])
+    with pytest.raises(DataError, match="must have 6 dimensions"):
+        model.add_items([{"item_id": "N2", "vector": [1.0, 0]}])
+    with pytest.raises(ConfigError, match="words: need a sentence encoder"):
+        model.recommend(HISTORY, words=WORDS)
+
+
+def test_requests_see_all_new_items_or_none(speaking: Recommender) -> None:
+    stop, failures = threading.Event(), []
+
+    def ask(request: Callable[[], Any]) -> None:
+        while not stop.is_set():
+            try:
+                request()
+            except Exception as error:
+                failures.append(error)
+                return
+
+    requests = [
+        lambda: speaking.recommend(HISTORY, 20, words=WORDS, deny=["P00001"]),
+        lambda: speaking.similar_items("P00003", 5, deny=["P00001"]),
+    ]
+    threads = [threading.Thread(target=ask, args=(one,)) for one in requests]
+    adders = [
+        threading.Thread(
+            target=lambda part=part: [
+                speaking.add_items([{"item_id": f"N{part}-{k}", "title": "Mat"}]) for k in range(15)
+            ]
+        )
+        for part in range(2)
+    ]
+    for thread in (*threads, *adders):
+        thread.start()
+    for thread in adders:
+        thread.join()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sum(item.startswith("N") for item in speaking.items["item_id"]) == 30
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
+def test_every_index_grows(kind: str, tmp_path: Path, mapped: Path) -> None:
+    vectors = load(mapped).item_vectors()
+    save_index(mapped, np.concatenate([np.zeros_like(vectors[:1]), vectors]), kind)
+    model = load(mapped)  # the index is mapped from its file
+    size = model.index.n_items
+    before = ItemIndex.load(mapped / "index.faiss")
+    model.add_items(NEW)
+    assert (model.index.n_items, before.n_items) == (size + 2, size)
+    assert {one.item_id for one in model.recommend(HISTORY, 3, allow=["N1", "N2"])} == {"N1", "N2"}
+
+
+def test_the_command_line_takes_words(mapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", str(mapped), "--words", WORDS[0], "--words", WORDS[1], "-n", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "Yoga Mat, Coral" in out
+    assert main(["recommend", str(mapped), "--history", HISTORY[0], "--words", WORDS[0], "-n", "3"]) == 0
+    assert main(["recommend", str(mapped), "-n", "3"]) == 2
+    assert "give --history, --user or --words" in capsys.readouterr().err
+    assert main(["map", str(mapped), "optim.lr=1"]) == 2
+    assert "only text.encoder, text.vectors and data.root" in capsys.readouterr().err
