@@ -98,7 +98,7 @@ class ItemKNNConfig(ItemToItemConfig):
     """Options of ItemKNN."""
 
     name: str = "item_knn"
-    shrinkage: float = option(10.0, low=0.0)
+    shrinkage: float = option(30.0, low=0.0)
     """Added to the denominator of the cosine: similarities of rare items become smaller."""
 
 

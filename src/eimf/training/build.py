@@ -138,8 +138,7 @@ def _prototypes(config: Config, data: InteractionData) -> Prototypes:
     for source in config.eimf.prototypes.split("+"):
         if source == "interests":
             assert data.supervision is not None  # checked with the configuration
-            titles = encode_items(data.prepared.items, config.text.encoder, config.data.root).vectors
-            parts.append(item_words(data.supervision, titles))
+            parts.append(item_words(data.supervision, _evidence("text", config, data)))
         else:
             parts.append(_evidence(source, config, data))
     count = config.eimf.n_prototypes or config.backbone.n_interests  # pyright: ignore[reportAttributeAccessIssue]
