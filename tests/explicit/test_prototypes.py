@@ -6,7 +6,13 @@ import torch
 
 from eimf.config.schema import EIMFConfig
 from eimf.core.errors import ConfigError
-from eimf.explicit.prototypes import find_prototypes, item_words, shuffled_prototypes, side_by_side
+from eimf.explicit.prototypes import (
+    find_prototypes,
+    item_words,
+    name_prototypes,
+    shuffled_prototypes,
+    side_by_side,
+)
 from eimf.explicit.supervision import Supervision
 from eimf.explicit.tasks import AlignPrototypes, ExplicitTasks
 from eimf.explicit.tasks.prototype_alignment import route_to_prototypes
@@ -91,3 +97,10 @@ def test_other_tasks_keep_their_steps() -> None:
     tasks = build(supervision(), prototypes="text")
     assert set(tasks.weights_at(0, 0)) == {"semantic_prediction", "modality_alignment", "prototype_alignment"}
     assert set(tasks.weights_at(0, 1)) == {"prototype_alignment"}
+
+
+def test_names_are_the_phrases_that_set_a_prototype_apart() -> None:
+    evidence = np.array([[0, 0, 0], [1, 0, 1], [1, 0.1, 1], [0, 1, 1]], np.float32)
+    of_item = torch.tensor([-1, 0, 0, 1])
+    phrases, vectors = ["both", "first", "second"], np.eye(3, dtype=np.float32)[[2, 0, 1]]
+    assert name_prototypes(of_item, 3, evidence, phrases, vectors, most=1) == [["first"], ["second"], []]

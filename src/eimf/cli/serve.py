@@ -264,8 +264,9 @@ def _recommend(options: argparse.Namespace) -> None:
     if merged.fallback:
         console.print("no known item in the history: these are popular items of the training data", soft_wrap=True)
     count = model.n_interests
+    own = model.interest_names or [""] * count
     names = [
-        *(f"interest {k}" for k in range(count)),
+        *(f"interest {k}: {one}" if one else f"interest {k}" for k, one in enumerate(own)),
         *(f"interest {k}: {one}" for k, one in enumerate(wanted.words, count)),
     ]
     named = zip(

@@ -99,6 +99,35 @@ def shuffled_prototypes(prototypes: Prototypes, seed: int) -> Prototypes:
     return prototypes._replace(of_item=of_item)
 
 
+def name_prototypes(
+    of_item: Int[Tensor, " I_plus_1"],
+    count: int,
+    evidence: Float[np.ndarray, "I_plus_1 D_text"],
+    phrases: Sequence[str],
+    vectors: Float[np.ndarray, "C D_text"],
+    most: int = 3,
+) -> list[list[str]]:
+    """The phrases that describe each prototype best and set it apart: nearest to its centre minus the mean centre.
+
+    Args:
+        count: P, number of prototypes.
+        evidence: text vectors of the items, see `item_words`.
+        phrases, vectors: what to choose from, with their text vectors.
+
+    Returns:
+        Up to `most` phrases of each prototype, the best first; none for an empty prototype.
+    """
+    groups = of_item.numpy()
+    present = [p for p in range(count) if (groups == p).any()]
+    centres = {p: evidence[groups == p].mean(axis=0) for p in present}
+    middle = np.mean(list(centres.values()), axis=0) if len(centres) > 1 else np.zeros(evidence.shape[1])
+    names: list[list[str]] = []
+    for p in range(count):
+        scores = vectors @ (centres[p] - middle) if p in centres else np.zeros(0)
+        names.append([phrases[index] for index in np.argsort(-scores, kind="stable")[:most]])
+    return names
+
+
 def _centred(vectors: np.ndarray) -> np.ndarray:
     """Rows minus the mean of the rows that are not zero; zero rows stay zero."""
     known = np.square(vectors).sum(axis=1) > 0

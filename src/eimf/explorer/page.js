@@ -104,7 +104,7 @@ function recommended(items, withBadge) {
 
 function run(one, history) {
   const cards = one.interests.map((interest) => make("article", { className: `card k${interest.number % 8}` },
-    make("h3", {}, badge(interest.number), `Interest ${interest.number}`),
+    make("h3", {}, badge(interest.number), `Interest ${interest.number}${interest.name ? `: ${interest.name}` : ""}`),
     interest.asked ? make("p", { className: "words" }, `asked in words: ${interest.asked}`) : null,
     ...interest.words.map((words) => make("p", { className: "words" }, words)),
     !one.routes || interest.asked ? null : make("p", { className: "soft" }, interest.history.length

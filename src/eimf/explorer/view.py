@@ -172,6 +172,7 @@ class Explorer:
             interests = [
                 {
                     "number": k,
+                    "name": items.name if k < count else "",
                     "asked": asked[k - count] if k >= count else "",
                     "words": [interest.name for interest, k_of in zip(words, matched, strict=True) if k_of == k],
                     "history": [place for place, interest in enumerate(attended) if interest == k],

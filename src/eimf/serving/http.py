@@ -258,7 +258,8 @@ def _plain(lists: list[Recommendations], by_interest: bool) -> dict[str, Any]:
     """An answer as plain values."""
     about = {"skipped": lists[0].skipped, "fallback": lists[0].fallback}
     if by_interest:
-        return {"lists": [[_item(one) for one in items] for items in lists]} | about
+        named = {"names": [items.name for items in lists]} if any(items.name for items in lists) else {}
+        return {"lists": [[_item(one) for one in items] for items in lists]} | named | about
     return {"items": [_item(one) for one in lists[0]]} | about
 
 

@@ -54,6 +54,11 @@ def describe_api() -> dict[str, Any]:
         "properties": {
             "items": items,
             "lists": {"type": "array", "items": items, "description": "With by_interest, instead of items."},
+            "names": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "With by_interest: the name of each interest, where interests have names.",
+            },
             "skipped": {"type": "integer", "description": "Items of the history that are not in the catalogue."},
             "fallback": {"type": "boolean", "description": "No known item: the list is of popular items."},
         },

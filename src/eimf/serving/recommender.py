@@ -44,6 +44,7 @@ from eimf.evaluation.retrieval import (
     retrieve_each,
 )
 from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
+from eimf.runs.interest_names import read_interest_names
 from eimf.runs.text_map import read_text_map
 from eimf.runs.versions import newest_version
 from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
@@ -75,11 +76,14 @@ class Recommendations(list[Recommendation]):
     Attributes:
         skipped: how many items of the history are not in the catalogue and were left out.
         fallback: the history had no known item, so that the list is of the most popular items of the training data.
+        name: of the interest whose list this is, where interests have names that hold for all users; else empty.
     """
 
-    def __init__(self, items: Iterable[Recommendation] = (), skipped: int = 0, fallback: bool = False) -> None:
+    def __init__(
+        self, items: Iterable[Recommendation] = (), skipped: int = 0, fallback: bool = False, name: str = ""
+    ) -> None:
         super().__init__(items)
-        self.skipped, self.fallback = skipped, fallback
+        self.skipped, self.fallback, self.name = skipped, fallback, name
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +152,7 @@ class Recommender:
         filters_seen: bool = True,
         about: dict[str, Any] | None = None,
         texts: Texts | None = None,
+        interest_names: Sequence[str] = (),
     ) -> None:
         self.backbone, self.config, self.items = backbone.eval(), config, items
         self._number = dict(zip(items["item_id"], items["item_idx"], strict=True))
@@ -156,6 +161,8 @@ class Recommender:
         self._categories = torch.from_numpy(leaf_categories(items)).long()
         self.index, self.filters_seen, self.about = index, filters_seen, about or {}
         self.texts = texts
+        self.interest_names = list(interest_names)
+        """A name for each interest, the same for all users; empty for models without semantic prototypes."""
         self._masks: dict[Key, Bool[Tensor, " I_plus_1"] | None] = {}
         self._lengths: Float[np.ndarray, " I"] | None = None
         self._growing = threading.Lock()
@@ -204,7 +211,9 @@ class Recommender:
                 vectors = backbone.item_vectors().float().numpy()[len(self._ids) :]
             table = polars.concat([self.items, rows])
             index = self.index.with_items(vectors)
-            grown = Recommender(backbone, self.config, table, index, self.filters_seen, self.about, texts)
+            grown = Recommender(
+                backbone, self.config, table, index, self.filters_seen, self.about, texts, self.interest_names
+            )
             grown._growing = self._growing
             self.__dict__.update(grown.__dict__)  # in one step; requests work on a copy of the attributes
 
@@ -369,13 +378,19 @@ class Recommender:
         known = [model.numbers(history, options.unknown) for history in histories]
         ranked = model.rank(Ragged.of([numbers for numbers, _ in known]), options)
         rows = len(ranked.items) // max(1, len(known))
+        own = (model.interest_names + [""] * rows)[: rows - len(options.words)] if options.by_interest else []
+        names = [*own, *options.words]
         lists = []
         for row, (numbers, skipped) in enumerate(known):
             places = range(row * rows, (row + 1) * rows)
             if not numbers:  # the lists of the words are the last ones; popular items are in the first
                 places = places[-len(options.words) :] if options.words and options.by_interest else places[:1]
             popular = not numbers and not options.words
-            lists.append([Recommendations(model._named(ranked, place), skipped, popular) for place in places])
+            found = [Recommendations(model._named(ranked, place), skipped, popular) for place in places]
+            if options.by_interest and not popular:
+                for one, place in zip(found, places, strict=True):
+                    one.name = names[place - row * rows]
+            lists.append(found)
         return lists
 
     def rank(self, histories: Ragged, options: ListOptions) -> Retrieved:
@@ -553,7 +568,8 @@ def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFra
     texts = Texts(text_map, vectors) if text_map is not None else None
     about = {name: origin.get(name, "") for name in ("data_digest", "package_version")}
     about |= {"run": str(folder), "checkpoint_sha256": sha256_file(folder / BEST)}
-    model = Recommender(backbone, config, items, index, origin.get("filter_seen", True), about, texts)
+    names = [phrases[0] if phrases else "" for phrases in read_interest_names(folder)]
+    model = Recommender(backbone, config, items, index, origin.get("filter_seen", True), about, texts, names)
     if columns is None:
         return model
     return model.with_columns(columns if isinstance(columns, polars.DataFrame) else read_columns(Path(columns)))

@@ -20,11 +20,19 @@ from eimf.config.schema import Config, TrainerConfig
 from eimf.core.errors import ConfigError
 from eimf.data.cooccurrence import cooccurrence_vectors
 from eimf.data.prepared import Prepared
-from eimf.data.text import item_vectors, principal_components
+from eimf.data.text import encode_texts, item_vectors, principal_components
 from eimf.explicit.load import load_links
-from eimf.explicit.prototypes import Prototypes, find_prototypes, item_words, shuffled_prototypes, side_by_side
-from eimf.explicit.tasks import ExplicitTasks
-from eimf.labels.source import label_source
+from eimf.explicit.prototypes import (
+    Prototypes,
+    find_prototypes,
+    item_words,
+    name_prototypes,
+    shuffled_prototypes,
+    side_by_side,
+)
+from eimf.explicit.supervision import match_labels, names_of
+from eimf.explicit.tasks import AlignPrototypes, ExplicitTasks
+from eimf.labels.source import label_source, read_labels
 from eimf.training.callbacks.checkpoints import WholeCheckpointIO
 from eimf.training.datamodule import InteractionData
 from eimf.training.module import MultiInterestModel
@@ -145,6 +153,30 @@ def _prototypes(config: Config, data: InteractionData) -> Prototypes:
     prototypes = find_prototypes(parts[0] if len(parts) == 1 else side_by_side(parts), count, config.seed)
     shuffle = config.eimf.control in ("shuffle", "both")
     return shuffled_prototypes(prototypes, config.seed) if shuffle else prototypes
+
+
+def name_interests(
+    config: Config, data: InteractionData, model: MultiInterestModel
+) -> tuple[list[list[str]], list[int]]:
+    """Phrases for each prototype, and its number of items; empty without prototypes.
+
+    The phrases are explicit interests where training reads labels, else titles of items.
+    """
+    task = model.tasks.tasks["prototype_alignment"] if model.tasks and config.eimf.prototypes != "none" else None
+    if not isinstance(task, AlignPrototypes):
+        return [], []
+    of_item = task.of_item.cpu()
+    titles = _evidence("text", config, data)
+    if data.supervision is None:
+        phrases, vectors, evidence = data.prepared.items["title"].to_list(), titles[1:], titles
+    else:
+        matched = match_labels(read_labels(label_source(config)), data.prepared, data.split.train)
+        phrases = names_of([label for _, _, label, _ in matched.rows]).to_list()
+        vectors = encode_texts(phrases, config.text.encoder, config.data.root).vectors
+        evidence = item_words(data.supervision, titles)
+    count = config.eimf.n_prototypes or config.backbone.n_interests  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = [int((of_item == p).sum()) for p in range(count)]
+    return name_prototypes(of_item, count, evidence, phrases, vectors), sizes
 
 
 def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "I_plus_1 N"]) -> None:

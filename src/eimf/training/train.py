@@ -33,11 +33,12 @@ from eimf.runs.folder import (
     remove_index,
     save_index,
 )
+from eimf.runs.interest_names import write_interest_names
 from eimf.runs.provenance import describe_run, input_digests, label_digest, run_key
 from eimf.runs.results import Run, costs, write_frame, write_results
 from eimf.runs.text_map import remove_text_map
 from eimf.runs.tracking import log_outcome, tensorboard_logger, wandb_logger
-from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
+from eimf.training.build import build_data, build_model, build_trainer, check_size, name_interests, quiet_lightning
 from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
@@ -135,6 +136,10 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         "filter_seen": model.filters_seen,
         "package_version": VERSION,
     }
+    if first and not resume:
+        phrases, sizes = name_interests(config, data, model)
+        if phrases:
+            write_interest_names(folder, phrases, sizes)
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
     # After Lightning has accepted the settings: a refused run must not appear at W&B.
     loggers = (wandb_logger(config, folder, read_run(folder)), tensorboard_logger(config, folder)) if first else ()
