@@ -15,6 +15,7 @@ import torch
 import eimf
 from eimf.cli.main import main
 from eimf.config.load import load_for
+from eimf.config.schema import SplitConfig
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data import text
 from eimf.data.prepare import prepare
@@ -24,6 +25,9 @@ from eimf.explicit.supervision import match_labels
 from eimf.labels.cache import LabelCache
 from eimf.labels.source import label_source, read_labels
 from eimf.report import build_report
+from eimf.runs.curves import read_curves
+from eimf.runs.folder import read_run
+from eimf.runs.interest_names import read_interest_names
 from eimf.runs.results import Run
 from eimf.serving.recommender import Recommender
 from eimf.training.build import _strategy
@@ -93,12 +97,62 @@ def test_eimf_works_on_every_trained_backbone(backbone: str, data_root: Path, tm
         ["eimf.prediction=next_interest", "eimf.alignment_weight=0", "eimf.epochs=2"],
         ["eimf.prediction=next_interest", "eimf.control=shuffle", "backbone=sasrec"],
         ["text.item_init=interests", "eimf.share=0.5"],
+        ["text.item_init=text+interests+cooccurrence", "text.spectrum=0", "loss.compete=best"],
     ],
     ids=" ".join,
 )
 def test_options_run(overrides: list[str], data_root: Path, tmp_path: Path, labels: Path) -> None:
     made = run(data_root, tmp_path, labels, *overrides)
     assert made.results["test"].summary["recall@20"] > 0
+
+
+PROTOTYPES = ["eimf.prediction=none", "eimf.alignment=none", "backbone.n_interests=3", "backbone.shared=1"]
+
+
+def test_interests_follow_prototypes_of_words_and_have_names(data_root: Path, tmp_path: Path, labels: Path) -> None:
+    made = run(data_root, tmp_path, labels, *PROTOTYPES, "eimf.prototypes=interests", "eimf.prototype_weight=3")
+    names = read_interest_names(made.folder)
+    assert [len(phrases) for phrases in names] == [3, 3, 3]
+    curves = read_curves(made.folder / "metrics.csv")
+    assert curves[-1]["train/prototype_alignment"] < curves[0]["train/prototype_alignment"]
+    model = eimf.load(made.folder)
+    lists = model.recommend_by_interest(model.items["item_id"].head(3).to_list(), n=2)
+    assert [items.name for items in lists] == [phrases[0] for phrases in names]
+
+
+@pytest.mark.parametrize("evidence", ["text", "cooccurrence", "text+cooccurrence"])
+def test_prototypes_of_other_evidence_need_no_labels(evidence: str, data_root: Path, tmp_path: Path) -> None:
+    made = run(data_root, tmp_path, tmp_path / "none.jsonl", *PROTOTYPES, f"eimf.prototypes={evidence}")
+    assert read_run(made.folder)["label_digest"] == ""
+    assert read_interest_names(made.folder)
+
+
+def test_agreement_with_labels_of_held_out_users(data_root: Path, tmp_path: Path, labels: Path, tiny: Prepared) -> None:
+    """Labels of held-out users, made from their contexts, change the results and nothing else."""
+    split = split_sequences(tiny.sequences, SplitConfig())
+    ids, lines = tiny.items["item_id"], []
+    for held in (split.validation, split.test):
+        for user, start, cut in zip(held.user_idx, held.start, held.cut, strict=True):
+            history = [ids[int(item) - 1] for item in tiny.sequences.items[start:cut][-20:]]
+            half = list(range(1, len(history) // 2 + 1))
+            groups = [
+                {"name": "a", "items": half},
+                {"name": "b", "items": list(range(len(half) + 1, len(history) + 1))},
+            ]
+            lines.append({"user_id": tiny.user_ids[int(user)], "history": history, "interests": groups})
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("\n".join(json.dumps(line | {"model": "m", "prompt_version": "v1"}) for line in lines))
+    plain, measured = (
+        run(data_root, tmp_path / name, labels, "trainer.max_epochs=1", f"eval.labels={path}")
+        for name, path in (("plain", ""), ("measured", held_out))
+    )
+    summary = measured.results["test"].summary
+    assert -0.2 < summary["agreement"] < 1
+    assert summary["agreement_chance"] <= summary["agreement_accuracy"] + 0.1
+    assert {key: value for key, value in summary.items() if "agreement" not in key} == plain.results["test"].summary
+    held_out.write_text(json.dumps(lines[0] | {"user_id": "nobody", "model": "m", "prompt_version": "v1"}))
+    with pytest.raises(LabelError, match=r"no label is of a held-out user's context; eval\.labels must hold"):
+        run(data_root, tmp_path / "wrong", labels, "trainer.max_epochs=1", f"eval.labels={held_out}")
 
 
 def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: str) -> polars.DataFrame:
