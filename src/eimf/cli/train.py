@@ -174,10 +174,7 @@ def _train(options: argparse.Namespace) -> None:
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
-    if options.resume is None:
-        config = load_experiment(options)
-    else:
-        config = resume_config(options.resume, options.experiment)
+    config = load_experiment(options) if options.resume is None else resume_config(options.resume, options.experiment)
     prepared = prepare(config.dataset, config.data.root)
     first = is_first_process()
     if first:

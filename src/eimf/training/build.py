@@ -20,7 +20,7 @@ from eimf.config.schema import Config, TrainerConfig
 from eimf.core.errors import ConfigError
 from eimf.data.cooccurrence import cooccurrence_vectors
 from eimf.data.prepared import Prepared
-from eimf.data.text import item_vectors, principal_components
+from eimf.data.text import encode_items, item_vectors, principal_components
 from eimf.explicit.load import load_links
 from eimf.explicit.prototypes import Prototypes, find_prototypes, item_words, shuffled_prototypes, side_by_side
 from eimf.explicit.tasks import ExplicitTasks
