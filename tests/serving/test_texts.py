@@ -223,3 +223,9 @@ def test_the_command_line_takes_words(mapped: Path, capsys: pytest.CaptureFixtur
     assert "give --history, --user or --words" in capsys.readouterr().err
     assert main(["map", str(mapped), "optim.lr=1"]) == 2
     assert "only text.encoder, text.vectors and data.root" in capsys.readouterr().err
+
+
+def test_new_items_are_as_long_as_trained_ones(speaking: Recommender) -> None:
+    known = np.linalg.norm(speaking.item_vectors(), axis=1).mean()
+    speaking.add_items(NEW)
+    np.testing.assert_allclose(np.linalg.norm(speaking.item_vectors()[-2:], axis=1), known, rtol=1e-4)

@@ -174,8 +174,7 @@ def _train(options: argparse.Namespace) -> None:
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
-    resume = options.resume
-    config = load_experiment(options) if resume is None else resume_config(resume, options.experiment)
+    config = load_experiment(options) if options.resume is None else resume_config(options.resume, options.experiment)
     prepared = prepare(config.dataset, config.data.root)
     first = is_first_process()
     if first:

@@ -55,7 +55,9 @@ class Texts:
         return torch.cat([behaviour, scale[:, :, None] * words], dim=1)
 
     def items(self, items: polars.DataFrame, vectors: Float[np.ndarray, "N T"] | None) -> Float[np.ndarray, "N D"]:
-        """Item vectors of new items.
+        """Item vectors of new items, all as long as a trained item is on average.
+
+        The map's own vectors are shorter (ridge regression shrinks them), so that no list would have a new item.
 
         Args:
             items: `title, categories, brand`.
@@ -65,8 +67,11 @@ class Texts:
             ConfigError: the encoder cannot be loaded.
         """
         if vectors is None:
-            return self.text_map(self._encode(item_texts(items)))
-        return self.text_map(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+            made = self.text_map(self._encode(item_texts(items)))
+        else:
+            made = self.text_map(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+        length = np.linalg.norm(self._items[1:], axis=1).mean()
+        return made * (length / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12))
 
     def _spread(self, interests: Float[Tensor, "B K D"]) -> Float[Tensor, "B K"]:
         """Standard deviation of an interest's scores over the catalogue."""
