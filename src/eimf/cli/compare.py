@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("suite", metavar="SUITE", help="a YAML file, or a name in experiments/suites")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings of all variants, and seeds=[0,1,2], suite=NAME"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings of all variants, and seeds=[0,1,2], suite=NAME, baseline=VARIANT",
     )
     parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
     parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
@@ -46,6 +50,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from eimf.runs.folder import read_results, read_run
     from eimf.studies.comparison import compare
     from eimf.studies.suite import FINISHED, finished_runs, plan, read_suite, run_suite
     from eimf.studies.tables import sentences, to_rich, write_comparison
@@ -74,7 +79,12 @@ def _compare(options: argparse.Namespace) -> None:
     unfinished = sum(run.state != FINISHED for run in planned)
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
-    paths = write_comparison(comparison, suite.folder / "comparison")
+    command = shlex.join(["eimf", "compare", options.suite, *options.overrides])
+    first = read_run(next(iter(runs[suite.baseline].values())))
+    about = {name: first.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
+    about |= {"command": command, "dataset": suite.first.dataset.name, "split": suite.first.split.kind}
+    about["users"] = read_results(next(iter(runs[suite.baseline].values())))["users"]
+    paths = write_comparison(comparison, suite.folder / "comparison", about)
     log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:
         raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")

@@ -10,6 +10,7 @@ import polars
 from jaxtyping import Float
 
 from eimf.core.errors import ArtifactError
+from eimf.evaluation.agreement import METRIC as AGREEMENT
 from eimf.evaluation.groups import place_of_level
 from eimf.runs.folder import read_frame, read_results
 from eimf.studies.significance import Difference, compare_paired, holm
@@ -28,7 +29,8 @@ class Cell:
     """Standard deviation over seeds (n - 1); NaN with one seed."""
     seeds: int
     lift: float
-    """Relative difference from the baseline, 0.03 = 3%, over the seeds that both have; NaN for the baseline."""
+    """Difference from the baseline over the seeds that both have, relative to it (0.03 = 3%) or not, see `relative`;
+    NaN for the baseline."""
     low: float
     """95% confidence interval of the lift."""
     high: float
@@ -36,6 +38,8 @@ class Cell:
     """Two-sided paired bootstrap over users and seeds, corrected over the table by Holm's method."""
     p_seeds: float
     """Two-sided paired t-test over seeds, corrected in the same way; NaN with fewer than two seeds."""
+    relative: bool = True
+    """Whether `lift` is relative. Agreement has differences: it is 0 by chance, which nothing can be relative to."""
 
     @property
     def significant(self) -> bool:
@@ -60,8 +64,8 @@ class Comparison:
     """Variant -> seed -> run folder."""
 
     def ranks(self, metric: str) -> list[str]:
-        """Variants from best to worst."""
-        return sorted(self.cells, key=lambda variant: -self.cells[variant][metric].mean)
+        """Variants from best to worst; those without a value last."""
+        return sorted(self.cells, key=lambda variant: -np.nan_to_num(self.cells[variant][metric].mean, nan=-np.inf))
 
 
 def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
@@ -111,14 +115,15 @@ def compare(
     for variant, by_seed in users.items():
         cells[variant] = {}
         for metric in metrics:
-            means = np.array([values[metric].mean() for values in by_seed.values()], dtype=float)
+            means = np.array([values[metric].mean() for values in by_seed.values() if metric in values], dtype=float)
             spread = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
             lift = [float("nan")] * 5
             if (variant, metric) in tests:
                 test, base = tests[variant, metric]
-                base = base or float("nan")
+                base = 1.0 if metric == AGREEMENT else base or float("nan")
                 lift = [test.mean / base, test.low / base, test.high / base, *map(float, corrected[variant, metric])]
-            cells[variant][metric] = Cell(float(means.mean()), spread, len(means), *lift)
+            mean = float(means.mean()) if len(means) else float("nan")  # some models have no agreement
+            cells[variant][metric] = Cell(mean, spread, len(means), *lift, relative=metric != AGREEMENT)
     costs = {variant: _mean_costs(list(by_seed.values())) for variant, by_seed in results.items()}
     folders = {variant: {seed: str(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()}
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
@@ -160,11 +165,11 @@ def _pairs(
 ) -> Iterator[tuple[str, Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]]]:
     """For each other variant: its values and those of the baseline, for the seeds that both have."""
     for variant, by_seed in users.items():
-        shared = [seed for seed in by_seed if seed in users[baseline]]
+        first = users[baseline]
+        shared = [seed for seed in by_seed if seed in first and metric in by_seed[seed] and metric in first[seed]]
         if variant != baseline and shared:
             ours, base = (
-                np.stack([of_variant[seed][metric].to_numpy() for seed in shared])
-                for of_variant in (by_seed, users[baseline])
+                np.stack([of_variant[seed][metric].to_numpy() for seed in shared]) for of_variant in (by_seed, first)
             )
             yield variant, ours, base
 

@@ -101,8 +101,8 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
 
     Args:
         path: a file, or the name of one in experiments/suites.
-        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]` and
-            `suite=NAME`.
+        overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]`,
+            `suite=NAME` and `baseline=VARIANT`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.
@@ -125,11 +125,12 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     seeds = _seeds(values.get("seeds", [0]), overrides, path)
     for text in overrides:  # the same suite with other settings needs its own folder
         name = text.removeprefix("suite=") if text.startswith("suite=") else name
-    overrides = [text for text in overrides if not text.startswith(("seeds=", "suite="))]
+    chosen = [text.removeprefix("baseline=") for text in overrides if text.startswith("baseline=")]
+    overrides = [text for text in overrides if not text.startswith(("seeds=", "suite=", "baseline="))]
     check_component(name, f"{path}: suite")
     for variant in variants:
         check_component(str(variant), f"{path}: variants")
-    baseline = str(values.get("baseline", next(iter(variants))))
+    baseline = chosen[-1] if chosen else str(values.get("baseline", next(iter(variants))))
     if baseline not in variants:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
     configs_of: dict[str, list[Config]] = {}

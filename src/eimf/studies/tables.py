@@ -1,5 +1,6 @@
 """Writes a comparison as sentences, and as a table for the terminal, CSV, Markdown or LaTeX."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ def sentences(found: Comparison, metric: str | None = None) -> list[str]:
         if np.isnan(cell.lift):
             lines.append(f"{variant} shares no finished seed with {found.baseline} yet.")
             continue
-        interval = f"95% interval {cell.low:+.1%} to {cell.high:+.1%}, p = {cell.p:.3f}, {_seeds(cell.seeds)}"
+        low, high, lift = (_signed(value, cell) for value in (cell.low, cell.high, cell.lift))
+        interval = f"95% interval {low} to {high}, p = {cell.p:.3f}, {_seeds(cell.seeds)}"
         if not cell.significant:
             lines.append(
-                f"No significant difference in {metric} between {variant} and {found.baseline} "
-                f"({cell.lift:+.1%}; {interval})."
+                f"No significant difference in {metric} between {variant} and {found.baseline} ({lift}; {interval})."
             )
         else:
             how = "better" if cell.lift > 0 else "worse"
-            lines.append(f"{variant} is {how} than {found.baseline} in {metric} by {abs(cell.lift):.1%} ({interval}).")
+            lines.append(f"{variant} is {how} than {found.baseline} in {metric} by {lift.lstrip('+-')} ({interval}).")
     return lines
 
 
@@ -41,17 +42,23 @@ def _seeds(count: int) -> str:
 
 
 def _value(cell: Cell) -> str:
+    if np.isnan(cell.mean):
+        return "-"
     return f"{cell.mean:.4f}" + ("" if np.isnan(cell.deviation) else f" ± {cell.deviation:.4f}")
 
 
+def _signed(value: float, cell: Cell) -> str:
+    return f"{value:+.1%}" if cell.relative else f"{value:+.3f}"
+
+
 def _lift(cell: Cell) -> str:
-    return "" if np.isnan(cell.lift) else f"{cell.lift:+.1%}" + ("*" if cell.significant else "")
+    return "" if np.isnan(cell.lift) else _signed(cell.lift, cell) + ("*" if cell.significant else "")
 
 
 NOTE = (
-    "Mean ± standard deviation over seeds; relative lift over the baseline; * significant at 0.05 (paired bootstrap "
-    "over users and seeds, 10,000 resamples; p-values have Holm's correction over the table, intervals have none). "
-    "Best bold, second underlined."
+    "Mean ± standard deviation over seeds; relative lift over the baseline (agreement: difference); * significant at "
+    "0.05 (paired bootstrap over users and seeds, 10,000 resamples; p-values have Holm's correction over the table, "
+    "intervals have none). Best bold, second underlined."
 )
 
 
@@ -115,7 +122,7 @@ def to_latex(found: Comparison, lifts: bool = False) -> str:
         row = [_tex(variant)]
         for metric in found.metrics:
             cell, rank = cells[metric], found.ranks(metric).index(variant)
-            value = f"{cell.mean:.4f}"
+            value = "-" if np.isnan(cell.mean) else f"{cell.mean:.4f}"
             value = rf"\textbf{{{value}}}" if rank == 0 else rf"\underline{{{value}}}" if rank == 1 else value
             spread = "" if np.isnan(cell.deviation) else rf" {{\scriptsize$\pm${cell.deviation:.4f}}}"
             row.append(value + spread + ("$^{*}$" if cell.significant else ""))
@@ -136,14 +143,18 @@ def to_csv(found: Comparison) -> str:
     return polars.DataFrame(rows).fill_nan(None).write_csv()
 
 
-def write_comparison(found: Comparison, folder: Path) -> list[Path]:
-    """Write `comparison.json` and the table as CSV, Markdown and LaTeX; returns the paths."""
+def write_comparison(found: Comparison, folder: Path, about: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write `comparison.json` and the table as CSV, Markdown and LaTeX; returns the paths.
+
+    Args:
+        about: where the results come from, to be kept with them: command, data, machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"table.csv": to_csv(found), "table.md": to_markdown(found), "table.tex": to_latex(found)}
     texts["table_with_lifts.tex"] = to_latex(found, lifts=True)
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
-    plain = asdict(found) | {"sentences": sentences(found)}
+    plain = asdict(found) | {"sentences": sentences(found), "about": dict(about or {})}
     write_json_atomic(folder / "comparison.json", _without_nan(plain))
     return [folder / name for name in (*texts, "comparison.json")]
 

@@ -1,0 +1,74 @@
+"""Write the tables of results into README.md and docs/explanation/results.md, from files that `eimf compare` wrote.
+
+    cp lightning_logs/<suite folder>/comparison/comparison.json docs/results/<name>.json
+    python docs/make_tables.py
+
+A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -->` gets the table of
+`docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
+significant.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md")
+BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def table(found: dict[str, Any], metrics: list[str], only: list[str]) -> str:
+    """Markdown of a comparison."""
+    variants = [name for name in found["cells"] if not only or name in only]
+    lines = ["| variant | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
+    for variant in variants:
+        row = [cell(found["cells"][variant].get(metric)) for metric in metrics]
+        lines.append(f"| {variant} | " + " | ".join(row) + " |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def cell(value: dict[str, Any] | None) -> str:
+    """A mean with its deviation and lift."""
+    if value is None or value["mean"] is None:
+        return ""
+    text = f"{value['mean']:.4f}" + (f" ± {value['deviation']:.4f}" if value["deviation"] is not None else "")
+    if value["lift"] is None:
+        return text
+    lift = f"{value['lift']:+.1%}" if value["relative"] else f"{value['lift']:+.3f}"
+    return text + f" ({lift}{'*' if value['p'] is not None and value['p'] < 0.05 else ''})"
+
+
+def source(found: dict[str, Any]) -> str:
+    """Where a table comes from."""
+    about = found["about"]
+    seeds = sorted({seed for runs in found["runs"].values() for seed in runs}, key=int)
+    users = f"{about['users'][found['part']]:,} {'test' if found['part'] == 'test' else 'validation'} users"
+    machine = about["machine"]
+    return (
+        f"`{about['command']}`: {users}, {about['split']} split, seeds {', '.join(seeds)}; lifts over "
+        f"`{found['baseline']}`, * p < 0.05 after Holm's correction (paired bootstrap over users and seeds). "
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
+    )
+
+
+def fill(text: str) -> str:
+    """The page with its tables renewed."""
+
+    def renew(match: re.Match[str]) -> str:
+        wanted, _, only = match[2].partition(" only: ")
+        name, *metrics = wanted.split()
+        found = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        return f"{match[1]}{table(found, metrics, only.split())}\n{match[3]}"
+
+    return BLOCK.sub(renew, text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before)
+        if "--check" in sys.argv and after != before:
+            sys.exit(f"{page}: its tables are not those of docs/results; run python docs/make_tables.py")
+        page.write_text(after, encoding="utf-8")
