@@ -29,7 +29,7 @@ def add_commands(commands: Commands) -> None:
         _sweep,
         "search settings on validation users, at W&B or here",
         examples=("eimf sweep experiments/sweeps/demo_small.yaml --offline", "eimf sweep --join me/eimf/a1b2c3d4"),
-        page="howto/compare.md",
+        page="howto/sweep.md",
     )
     parser.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="such as experiments/sweeps/demo_small.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
