@@ -70,8 +70,8 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(cells) > 5
     names: dict[str, Any] = {"__name__": "notebook"}
     for number, cell in enumerate(cells):
-        cell = cell.replace("EPOCHS = 5", "EPOCHS = 1")
-        exec(compile(cell, f"examples/quickstart.ipynb, code cell {number}", "exec"), names)
+        quick = cell.replace("EPOCHS = 5", "EPOCHS = 1")
+        exec(compile(quick, f"examples/quickstart.ipynb, code cell {number}", "exec"), names)
 
 
 def test_every_link_leads_somewhere() -> None:
