@@ -77,7 +77,7 @@ def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) 
     assert r"good\_\&\_new" in latex
     assert r"\toprule" in latex
     names = {path.name for path in write_comparison(found, tmp_path / "out")}
-    assert names == {"table.csv", "table.md", "table.tex", "comparison.json"}
+    assert names == {"table.csv", "table.md", "table.tex", "table_with_lifts.tex", "comparison.json"}
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6

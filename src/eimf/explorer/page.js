@@ -29,6 +29,10 @@ async function ask(path, options = {}) {
 
 function say(text) { at("message").textContent = text; }
 
+function isEmpty() { return !state.user && !state.items.length && !state.words.length; }
+
+const EMPTY = "Nothing to show yet: choose a user above, or add items to build a history.";
+
 // Searching
 
 async function suggest() {
@@ -38,7 +42,8 @@ async function suggest() {
     const { users, items } = await ask("/api/suggest", { q: text });
     if (asked !== state.suggestion) return;  // a later question has been asked meanwhile
     state.found = [...users.map((one) => ({ user: one.id, ...one })), ...items];
-    say(text.trim() && !state.found.length ? `Nothing found for “${text.trim()}”: no user id and no title has it.` : "");
+    say(text.trim() && !state.found.length ? `Nothing found for “${text.trim()}”: no user id and no title has it.`
+      : isEmpty() ? EMPTY : "");
   } catch (error) { say(error.message); return; }
   state.selected = state.found.length && text.trim() ? 0 : -1;
   list();
@@ -166,9 +171,9 @@ async function look(moved) {
     history.replaceState(null, "", place.size ? `?${place}` : "/");
   }
   const asked = ++state.asked;
-  if (!state.user && !state.items.length && !state.words.length) {
+  if (isEmpty()) {
     at("view").hidden = true;
-    say("Nothing to show yet: choose a user above, or add items to build a history.");
+    say(EMPTY);
     return begin();
   }
   try {
@@ -197,7 +202,7 @@ at("diversity").addEventListener("input", () => { state.diversity = Number(at("d
     state.words = readWords(at("words").value);
     at("ask").hidden = !runs.every((one) => one.words);
     state.diversity = categories ? Number(place.get("diversity") ?? 0) || 0 : 0;
-    if (!state.user && !state.items.length && !state.words.length) {  // open on the first example
+    if (isEmpty()) {  // open on the first example
       const { users: examples } = await ask("/api/suggest");
       state.user = examples[0]?.id ?? "";
     }

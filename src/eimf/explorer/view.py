@@ -96,8 +96,8 @@ class Explorer:
             users = ids.gather(matches.gather(order[:SUGGESTIONS])).to_list()
         else:
             labelled = list(self.labels)[: SUGGESTIONS // 2]
-            held = [ids[row] for row in list(self.parts)[: SUGGESTIONS - len(labelled)]]
-            users = [*labelled, *held]
+            held = [ids[row] for row in list(self.parts)[:SUGGESTIONS]]
+            users = list(dict.fromkeys([*labelled, *held]))[:SUGGESTIONS]
         return [{"id": user, "about": self._about(user)} for user in users]
 
     def _about(self, user_id: str) -> str:

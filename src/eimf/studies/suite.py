@@ -154,7 +154,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
                 "user by user, so give a suite for each."
             )
     metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
-    known = [*first.metric_keys, *([AGREEMENT] if first.eval.labels else [])]
+    known = [*first.metric_keys, AGREEMENT]  # empty without eval.labels
     if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in known]:
         raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
     return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of)

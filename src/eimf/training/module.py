@@ -200,9 +200,10 @@ class MultiInterestModel(pl.LightningModule):
         weights = self.tasks.weights_at(self.current_epoch, batch_idx) if self.tasks is not None else {}
         samples = batch.labelled if weights else None
         interests, labelled, target = self._extract(batch, samples)
-        terms = self.loss(self.backbone, interests, batch.history if batch.target.ndim == 1 else None, target)
+        history = batch.history if batch.target.ndim == 1 else None
+        terms = self.loss(self.backbone, interests, history, target)
         if self.tasks is not None and weights:
-            terms |= self.tasks(self.backbone, interests, batch.history, target, labelled, samples, weights, self.loss)
+            terms |= self.tasks(self.backbone, interests, history, target, labelled, samples, weights, self.loss)
         total = sum(terms.values(), start=target.new_zeros((), dtype=next(iter(terms.values())).dtype))
         logged = {f"train/{name}": value.detach() for name, value in terms.items()} | {"train/loss": total.detach()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(target))

@@ -21,8 +21,8 @@ class Step(NamedTuple):
     """The recommendation loss."""
     interests: Interests
     """Of the batch."""
-    history: Int[Tensor, "B L"]
-    """Of the batch."""
+    history: Int[Tensor, "B L"] | None
+    """Of the batch; None for samples of every position of whole sequences."""
     target: Int[Tensor, " B"]
     """Of the batch."""
     samples: LabelledSamples | None

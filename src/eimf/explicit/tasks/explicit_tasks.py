@@ -109,7 +109,7 @@ class ExplicitTasks(nn.Module):
         self,
         backbone: Backbone,
         interests: Interests,
-        history: Int[Tensor, "B L"],
+        history: Int[Tensor, "B L"] | None,
         target: Int[Tensor, " B"],
         labelled: Interests | None,
         samples: LabelledSamples | None,
@@ -119,7 +119,7 @@ class ExplicitTasks(nn.Module):
         """Weighted losses by name.
 
         Args:
-            interests, history, target: of the batch.
+            interests, history, target: of the batch; no history for samples of whole sequences.
             labelled: the backbone's interests of `samples`.
             weights: of the tasks that are on, see `weights_at`.
             loss: the recommendation loss.

@@ -32,7 +32,7 @@ class AlignPrototypes(Task):
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         routing = step.interests.routing
-        if routing is None:
+        if routing is None or step.history is None:
             return step.interests.vectors.sum() * 0.0
         return route_to_prototypes(routing, self.of_item[step.history], self.temperature)
 
