@@ -1,5 +1,7 @@
 """The HTTP service: the same lists as in Python, clear errors, many clients at once, reload and stop without loss."""
 
+import asyncio
+import copy
 import http.client
 import json
 import signal
@@ -82,6 +84,11 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/recommend", {"history": HISTORY, "allow": "P00001"}, "allow: must be a list of item ids, or conditions"),
         ("/recommend", {"history": HISTORY, "allow": [1]}, "allow.item_id: 1 does not fit"),
         ("/recommend", {"history": HISTORY, "allow": {"stok": 1}}, "no column 'stok' (did you mean 'stock'?)"),
+        ("/recommend", {"history": HISTORY, "allow": {"stock": 10**400}}, "allow.stock: "),
+        ("/recommend", {"history": HISTORY, "allow": {"stock": [2**63]}}, "allow.stock: "),
+        ("/recommend", {"history": HISTORY, "deny": ["\ud800"]}, "deny.item_id: "),
+        ("/recommend", {"history": HISTORY, "diversity": 10**400}, "diversity: must be a number from 0 to 1,000,000"),
+        ("/recommend", {"history": HISTORY, "diversity": 1e308}, "diversity: must be a number from 0 to 1,000,000"),
         ("/recommend", {"history": HISTORY, "deny": ["P"] * 100_001}, "deny: has 100,001 values, at most 100,000"),
         ("/recommend", {"history": ["nope"], "unknown": "error"}, "history: 'nope' not in the catalogue"),
         ("/recommend", {"requests": []}, "requests: must be a list of 1 to 256 requests"),
@@ -104,7 +111,12 @@ def test_other_addresses_methods_hosts_and_sizes(client: TestClient, monkeypatch
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/nowhere").json() == {"error": "Not Found"}
     assert client.get("/recommend").status_code == 405
-    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+    for host in ("evil.example", "127.0.0.1@evil.example", "evil.example/127.0.0.1", "127.0.0.1:x:y", "[::1", ""):
+        refused = client.get("/health", headers={"host": host})
+        assert refused.status_code == 400
+        assert f"does not answer to the name {host!r}" in refused.json()["error"]
+    for host in ("LOCALHOST:99", "[::1]:8412", "127.0.0.1"):
+        assert client.get("/health", headers={"host": host}).status_code == 200
     for reply in (client.get("/health"), client.get("/nowhere"), client.post("/recommend", content="{")):
         assert reply.headers["x-content-type-options"] == "nosniff"
     large = client.post("/recommend", content=b" " * (module.BODY_BYTES + 1))
@@ -169,6 +181,36 @@ def test_64_clients_at_once_get_what_each_would_get_alone(port: int, model: Reco
             assert [one["item_id"] for one in reply["items"]] == [one.item_id for one in model.recommend(**body)]
 
 
+def test_many_reloads_end_in_order_and_a_fault_keeps_the_model(
+    model: Recommender, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [copy.copy(model) for _ in range(2)]
+    waits = [0.2, 0.0]
+
+    def open_next() -> Recommender:
+        if not opened:
+            opened.append(model)
+            return model
+        place = len(opened) - 1
+        opened.append(model)
+        if place == 2:
+            raise MemoryError("no room")
+        time.sleep(waits[place])
+        return others[place]
+
+    opened: list[Recommender] = []
+    service = Service(open_next)
+
+    async def twice() -> None:
+        await asyncio.gather(service.reload(), service.reload())
+
+    asyncio.run(twice())
+    assert service.model is others[1]
+    asyncio.run(service.reload())
+    assert service.model is others[1]
+    assert "not reloaded, the earlier model is served on: MemoryError: no room" in caplog.text
+
+
 @pytest.mark.slow
 def test_reload_and_stop_lose_no_request(run_folder: Path, data_root: Path, tmp_path: Path) -> None:
     other = train(tiny_config(data_root, tmp_path, "trainer.max_epochs=1", "seed=1")).folder
@@ -219,6 +261,8 @@ def test_bad_commands(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for arguments, message in (
         ([str(tmp_path)], "no such checkpoint"),
         ([str(run_folder), "--port", "70000"], "must be from 0 (any free one) to 65535, is 70000"),
+        ([str(run_folder), "--name", "*.example"], "--name: must be a host name without a port, or * for any"),
+        ([str(run_folder), "--name", "shop.example:80"], "is 'shop.example:80'"),
         ([str(run_folder), "--columns", str(tmp_path / "none.csv")], "none.csv: cannot be read"),
     ):
         assert main(["serve", *arguments]) == 2

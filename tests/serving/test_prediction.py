@@ -56,8 +56,7 @@ def rows_of(path: Path) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of two users, batches of three rows."""
-    for module in (reading, prediction):
-        monkeypatch.setattr(module, "USERS_AT_A_TIME", 2)
+    monkeypatch.setattr(prediction, "USERS", 2)
     monkeypatch.setattr(reading, "ROWS_AT_A_TIME", 3)
 
 
@@ -149,6 +148,59 @@ def test_two_processes_do_not_write_one_file(model: Recommender, tmp_path: Path)
     held = lock(tmp_path / ".recs.csv.parts" / ".lock", "")
     with held, pytest.raises(ArtifactError, match=r"another process writes .*recs.csv"):
         predict(model, histories, tmp_path / "recs.csv")
+
+
+@pytest.mark.parametrize("options", [ListOptions(100_000), ListOptions(100_000, by_interest=True)])
+def test_lists_longer_than_the_catalogue_go_in_small_parts(
+    options: ListOptions, model: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "ROWS", 2 * len(model.items))  # one or two users at a time
+    rank, widths = Recommender.rank, []
+
+    def watched(self: Recommender, *arguments: Any) -> Any:
+        found = rank(self, *arguments)
+        widths.append(found.items.numel())
+        return found
+
+    monkeypatch.setattr(Recommender, "rank", watched)
+    path = write(tmp_path / "h.parquet", HISTORIES)
+    predict(model, FileHistories(path, model.items), tmp_path / "recs.csv", options)
+    monkeypatch.undo()
+    assert rows_of(tmp_path / "recs.csv") == one_by_one(model, HISTORIES, options)
+    assert max(widths) <= max(2, model.n_interests) * len(model.items)
+
+
+def test_a_user_of_the_whole_catalogue_and_filters_that_allow_nothing(
+    model: Recommender, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = {"u1": model.items["item_id"].to_list() * 170, "u2": ["P00003"]}
+    path = write(tmp_path / "h.jsonl", everything)
+    done = predict(model, FileHistories(path, model.items), tmp_path / "recs.csv", ListOptions(4))
+    assert (done.users, done.rows) == (2, 4)
+    command = ["predict", str(run_folder), "--histories", str(path), "--to", str(tmp_path / "none.csv")]
+    assert main([*command, "--allow", "item_id=nope"]) == 0
+    assert "no item may be listed" in capsys.readouterr().out
+    assert (tmp_path / "none.csv").read_text() == "user_id,rank,item_id,score,interest\n"
+    assert main([*command, "--allow", "category="]) == 2
+    assert "--allow: 'category=' has no value" in capsys.readouterr().err
+
+
+def test_histories_of_fixed_length(model: Recommender, tmp_path: Path) -> None:
+    table = {"user_id": ["u1"], "history": polars.Series([HISTORIES["u1"]], dtype=polars.Array(polars.String, 3))}
+    polars.DataFrame(table).write_parquet(tmp_path / "h.parquet")
+    predict(model, FileHistories(tmp_path / "h.parquet", model.items), tmp_path / "recs.csv", ListOptions(4))
+    assert rows_of(tmp_path / "recs.csv") == one_by_one(model, {"u1": HISTORIES["u1"]}, ListOptions(4))
+
+
+def test_what_must_not_be_replaced_is_refused_first(
+    model: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "h.csv", HISTORIES)
+    (tmp_path / "folder.csv").mkdir()
+    monkeypatch.delattr(Recommender, "rank")
+    for to, message in ((path, "is the file of the histories"), (tmp_path / "folder.csv", "is no regular file")):
+        with pytest.raises(ConfigError, match=message):
+            predict(model, FileHistories(path, model.items), to)
 
 
 def test_files_that_cannot_be_used(model: Recommender, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Recommenders: filters, unknown items, empty histories, shares of interests, similar items."""
 
+import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.data.prepared import Prepared
 from eimf.data.splits import split_sequences
 from eimf.serving.recommender import ListOptions, Recommender, load
-from tests.conftest import replace_items
+from eimf.training.train import train
+from tests.conftest import replace_items, tiny_config
 
 HISTORY = ["P00003", "P00005", "P00008"]
 
@@ -129,6 +132,50 @@ def test_similar_items_have_the_largest_cosines(model: Recommender) -> None:
     assert few == [one for one in found if one.item_id not in empty][:3]
     with pytest.raises(DataError, match="'nope' not in the catalogue"):
         model.similar_items("nope")
+
+
+def test_a_mask_that_another_thread_removes_is_still_applied(model: Recommender) -> None:
+    class Emptied(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()  # what another thread may do at this moment
+            return found
+
+    other = copy.copy(model)
+    other._masks = Emptied()
+    for _ in range(2):
+        assert {one.item_id for one in other.recommend(HISTORY, 50, allow=["P00001"])} <= {"P00001"}
+
+
+@pytest.mark.parametrize("name", ["item_knn", "ease"])
+def test_models_of_item_similarities(
+    name: str, data_root: Path, stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny_config(data_root, tmp_path, f"backbone={name}")).folder
+    model = load(run, stock)
+    rules: dict[str, Any] = {"allow": {"stock": {"min": 2}}}
+    found = model.recommend(HISTORY, 5, **rules)
+    assert [one.item_id for one in found] == [one.item_id for one in model.recommend(HISTORY, 500, **rules)][:5]
+    assert len(model.recommend_by_interest(HISTORY, 5, **rules)) == 1
+    assert model.recommend([], 5, **rules).fallback
+    scores = model.interests(["P00005"])[0, 1:]
+    similar = model.similar_items("P00005", 5)
+    best = scores.sort(descending=True).values[:5].tolist()
+    assert [one.score for one in similar] == pytest.approx(best)
+    assert "P00005" not in [one.item_id for one in similar]
+    (tmp_path / "h.jsonl").write_text(json.dumps({"user_id": "u1", "history": HISTORY}))
+    to = tmp_path / "recs.jsonl"
+    base = ["--columns", str(stock), "--allow", "stock>=2", "-n", "5"]
+    assert main(["predict", str(run), "--histories", str(tmp_path / "h.jsonl"), "--to", str(to), *base]) == 0
+    rows = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [row["item_id"] for row in rows] == [one.item_id for one in found]
+    assert main(["recommend", str(run), "--history", ",".join(HISTORY), *base]) == 0
+    assert main(["similar", str(run), "P00005"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(run), "--to", str(tmp_path / "exported")]) == 2
+    assert f"export: {name} has no item vectors" in capsys.readouterr().err
+    assert main(["index", str(run)]) == 2
+    assert "no item vectors to index" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,8 @@ def _predict(options: argparse.Namespace) -> None:
     log.info(f"written: {done.path} ({done.rows:,} rows for {done.users:,} users)")
     if done.skipped:
         log.info(f"  {done.skipped:,} items of the histories are not in the catalogue and were skipped")
+    if done.users and not done.rows:
+        log.warning("  no item may be listed: see --allow, --deny and --filter-seen")
     if done.fallbacks:
         log.info(f"  {done.fallbacks:,} users have no known item and got popular items (their interest is null)")
 

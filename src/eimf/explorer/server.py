@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from eimf.core.errors import ConfigError, EimfError
 from eimf.explorer.view import Explorer
-from eimf.serving.web import LOOPBACK, address_of, guards, hosts_of, listen
+from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def serve(explorer: Explorer, host: str, port: int, browser: bool = False, names
         names: further host names by which browsers may address it, such as this machine's.
 
     Raises:
-        ConfigError: the server cannot listen on the address.
+        ConfigError: the server cannot listen on the address, or a name is no host name.
     """
+    check_names(names)
     listener = listen(host, port)
     address = address_of(host, listener)
     log.info(f"explorer: {address} (Ctrl-C ends it)")

@@ -98,9 +98,9 @@ def _meets(items: polars.DataFrame, column: str, condition: Any, name: str) -> n
         else:
             listed = list(condition) if isinstance(condition, list | tuple | set | frozenset) else [condition]
             met = _among(values, listed, where)
-    except (polars.exceptions.PolarsError, TypeError) as error:
+    except (polars.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:  # too large, no UTF-8
         reason = " ".join(str(error).split())[:100]
-        raise ConfigError(f"{where}: {str(condition)[:80]} does not fit its type {values.dtype} ({reason}).") from None
+        raise ConfigError(f"{where}: {repr(condition)[:80]} does not fit its type {values.dtype} ({reason}).") from None
     return met.fill_null(False).to_numpy()
 
 
@@ -139,7 +139,9 @@ def _among(values: polars.Series, listed: Sequence[Any], where: str) -> polars.S
         fits, same = (bool, polars.Boolean) if kind == polars.Boolean else (str, polars.String)
         wrong = [one for one in listed if not isinstance(one, fits)]
     if wrong:
-        raise ConfigError(f"{where}: {wrong[0]!r} does not fit the column's type {values.dtype}; give such values.")
+        raise ConfigError(
+            f"{where}: {repr(wrong[0])[:80]} does not fit the column's type {values.dtype}; give such values."
+        )
     wanted = polars.Series(listed, dtype=same)
     if isinstance(values.dtype, polars.List):
         return values.cast(polars.List(same)).list.eval(polars.element().is_in(wanted.implode())).list.any()
@@ -202,6 +204,8 @@ def parse_conditions(texts: Sequence[str], name: str) -> dict[str, Any] | None:
         if sign == "=":
             values = _lines(Path(value[1:]), name) if value.startswith("@") else value.split(",")
             new: Any = [one.strip() for one in values if one.strip()]
+            if not new and not value.startswith("@"):
+                raise ConfigError(f"--{name}: {text!r} has no value; give one or more, with commas.")
             if isinstance(found.get(column), list):
                 new = [*found[column], *new]
         else:

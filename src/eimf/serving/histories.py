@@ -20,7 +20,6 @@ from eimf.core.options import nearest
 from eimf.data.batch import Ragged, gather_slices
 from eimf.data.prepared import Prepared
 
-USERS_AT_A_TIME = 2**14
 ROWS_AT_A_TIME = 2**18
 USER, HISTORY, ITEM = "user_id", "history", "item_id"
 
@@ -57,10 +56,11 @@ class PreparedHistories:
     def n_users(self) -> int:
         return len(self.user_ids)
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def chunks(self, users: int) -> Iterator[Chunk]:
+        """All histories in order, so many users at a time."""
         items, offsets = torch.tensor(self._sequences.items), torch.tensor(self._sequences.offsets)
-        for begin in range(0, len(self._rows), USERS_AT_A_TIME):
-            rows = torch.from_numpy(self._rows[begin : begin + USERS_AT_A_TIME])
+        for begin in range(0, len(self._rows), users):
+            rows = torch.from_numpy(self._rows[begin : begin + users])
             start = offsets[rows.clamp(min=0)]
             end = torch.where(rows >= 0, offsets[rows.clamp(min=0) + 1], start)
             histories = gather_slices(items, start, end)
@@ -74,10 +74,9 @@ class FileHistories:
         items: the catalogue, `item_id, item_idx`.
 
     Raises:
-        DataError: the file cannot be read, or lacks a column.
+        DataError: the file cannot be read or lacks a column, or the rows of a user are not next to each other.
     """
 
-    n_users: int | None = None
     unknown = 0
 
     def __init__(self, path: Path, items: polars.DataFrame) -> None:
@@ -94,35 +93,47 @@ class FileHistories:
         self._one_row = shape == HISTORY
         self._table = table.select(polars.col(USER).cast(polars.String), shape)
         self.about = {"histories": sha256_file(path)}
+        self.n_users = self._count()
 
-    def __iter__(self) -> Iterator[Chunk]:
-        read, waiting = 0, None
+    def _count(self) -> int:
+        """The number of users; a file that would give a user two lists is refused before hours of work."""
+        user = polars.col(USER)
+        groups = polars.len() if self._one_row else (user != user.shift()).sum() + 1
+        wanted = (polars.len().alias("rows"), user.null_count().alias("nulls"), user.n_unique(), groups.alias("groups"))
+        with reading_table(self.path):
+            rows, nulls, users, found = self._table.select(wanted).collect(engine="streaming").row(0)
+        if nulls:
+            raise DataError(f"{self.path}: a row has no user_id; give every row one.")
+        if rows and users != found:
+            raise DataError(
+                f"{self.path}: has {users:,} users, but {found:,} groups of rows: the rows of a user must be next to "
+                "each other, or one row; sort the file by user_id, and keep the order of each user's items."
+            )
+        return users
+
+    def chunks(self, users: int) -> Iterator[Chunk]:
+        """All histories in order, so many users at a time.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        waiting = None
         with reading_table(self.path):
             for batch in self._table.collect_batches(chunk_size=ROWS_AT_A_TIME, maintain_order=True):
                 rows = self._by_user(batch)
                 if waiting is not None:
                     rows = self._joined(waiting, rows)
                 # The last user's rows may go on in the next batch.
-                ready = (len(rows) - (not self._one_row)) // USERS_AT_A_TIME * USERS_AT_A_TIME
-                for begin in range(0, max(0, ready), USERS_AT_A_TIME):
-                    yield self._chunk(rows[begin : begin + USERS_AT_A_TIME])
-                waiting = rows[max(0, ready) :]
-                read += max(0, ready)
-            if waiting is not None and len(waiting):
-                read += len(waiting)
-                for begin in range(0, len(waiting), USERS_AT_A_TIME):
-                    yield self._chunk(waiting[begin : begin + USERS_AT_A_TIME])
-            users = self._table.select(polars.col(USER).n_unique()).collect(engine="streaming").item()
-        if users != read:
-            raise DataError(
-                f"{self.path}: has {users:,} users, but {read:,} groups of rows: the rows of a user must be next to "
-                "each other, or one row; sort the file by user_id, and keep the order of each user's items."
-            )
+                ready = max(0, len(rows) - (not self._one_row)) // users * users
+                for begin in range(0, ready, users):
+                    yield self._chunk(rows[begin : begin + users])
+                waiting = rows[ready:]
+            if waiting is not None:
+                for begin in range(0, len(waiting), users):
+                    yield self._chunk(waiting[begin : begin + users])
 
     def _by_user(self, batch: polars.DataFrame) -> polars.DataFrame:
-        """A row for each user; null ids are refused."""
-        if batch[USER].null_count():
-            raise DataError(f"{self.path}: a row has no user_id; give every row one.")
+        """A row for each user."""
         if not self._one_row:
             group = polars.col(USER).rle_id().alias("group")
             return (
@@ -134,7 +145,7 @@ class FileHistories:
         kind = batch.schema[HISTORY]
         if kind == polars.String:
             lists = polars.col(HISTORY).str.strip_chars().str.split(" ")
-        elif isinstance(kind, polars.List):
+        elif isinstance(kind, polars.List | polars.Array):
             lists = polars.col(HISTORY).cast(polars.List(polars.String))
         else:
             raise DataError(f"{self.path}: history must be a list of item ids, or ids with spaces, is of type {kind}.")

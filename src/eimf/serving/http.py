@@ -28,7 +28,7 @@ from eimf.core.version import VERSION
 from eimf.serving.filters import Key, filter_key
 from eimf.serving.openapi import describe_api
 from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender, load
-from eimf.serving.web import LOOPBACK, address_of, guards, hosts_of, listen
+from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Service:
         self.model = self.open()
         self._waiting: list[tuple[Wanted, asyncio.Future[list[Recommendations]]]] = []
         self._busy: asyncio.Task[None] | None = None
+        self._loading = asyncio.Lock()
 
     async def answer(self, wanted: Wanted) -> list[Recommendations]:
         """The lists for a request; waiting requests with the same options are answered with it.
@@ -80,9 +81,10 @@ class Service:
 
     async def _work(self) -> None:
         while self._waiting:
-            key = self._waiting[0][0].key
-            same = [each for each in self._waiting if each[0].key == key][:TOGETHER]
-            self._waiting = [each for each in self._waiting if all(each is not one for one in same)]
+            key, same, others = self._waiting[0][0].key, [], []
+            for each in self._waiting:
+                (same if each[0].key == key and len(same) < TOGETHER else others).append(each)
+            self._waiting = others
             found = await self._answer([wanted.history for wanted, _ in same], same[0][0].options)
             for (_, future), lists in zip(same, found, strict=True):
                 if future.done():  # the client has gone
@@ -103,11 +105,13 @@ class Service:
 
     async def reload(self) -> None:
         """Load the run again, and serve it when it is ready. If it cannot be loaded, the one of before is served on."""
-        try:
-            self.model = await run_in_threadpool(self.open)
-            log.info(f"serves {self.model.about.get('run')} now ({len(self.model.items):,} items)")
-        except EimfError as error:
-            log.error(f"not reloaded, the earlier model is served on: {error}")
+        async with self._loading:  # the last reload that was asked for is the last one that ends
+            try:
+                self.model = await run_in_threadpool(self.open)
+                log.info(f"serves {self.model.about.get('run')} now ({len(self.model.items):,} items)")
+            except Exception as error:
+                reason = str(error) if isinstance(error, EimfError) else f"{type(error).__name__}: {error}"
+                log.error(f"not reloaded, the earlier model is served on: {' '.join(reason.split())}")
 
 
 def build_app(service: Service, hosts: Sequence[str] = LOOPBACK) -> Starlette:
@@ -279,8 +283,9 @@ def serve(run: Path, host: str, port: int, *, columns: Path | None = None, names
 
     Raises:
         ArtifactError, DataError: the run cannot be loaded.
-        ConfigError: the server cannot listen on the address.
+        ConfigError: the server cannot listen on the address, or a name is no host name.
     """
+    check_names(names)
     service = Service(lambda: load(run, columns))
     listener = listen(host, port)
     log.info(f"serving {run} ({len(service.model.items):,} items): {address_of(host, listener)} (Ctrl-C ends it)")

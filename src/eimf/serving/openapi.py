@@ -3,6 +3,7 @@
 from typing import Any
 
 from eimf.core.version import VERSION
+from eimf.serving.recommender import LARGEST_WEIGHT
 
 
 def describe_api() -> dict[str, Any]:
@@ -27,7 +28,7 @@ def describe_api() -> dict[str, Any]:
             "allow": conditions,
             "deny": conditions,
             "merge": {"enum": ["best", "proportional"], "default": "best"},
-            "diversity": {"type": "number", "minimum": 0, "default": 0},
+            "diversity": {"type": "number", "minimum": 0, "maximum": LARGEST_WEIGHT, "default": 0},
             "by_interest": {"type": "boolean", "default": False},
             "unknown": {"enum": ["skip", "error"], "default": "skip"},
         },

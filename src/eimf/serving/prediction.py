@@ -16,14 +16,16 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.core.files import lock, make_folder, replacing, sha256_json, write_json_atomic
 from eimf.core.version import VERSION
 from eimf.evaluation.retrieval import Retrieved
-from eimf.serving.histories import USERS_AT_A_TIME, Chunk, FileHistories, PreparedHistories
+from eimf.serving.histories import Chunk, FileHistories, PreparedHistories
 from eimf.serving.recommender import POPULAR, ListOptions, Recommender
 
 log = logging.getLogger(__name__)
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
-BATCH = 1024
-"""Histories that are encoded and searched at once."""
+USERS, ROWS = 2**14, 2**20
+"""Most users, and rows of their lists, that are in memory at a time, and in a part."""
+BATCH, NUMBERS = 2**10, 2**24
+"""Most histories, and numbers of their interest vectors, that are searched at once."""
 
 
 class Prediction(NamedTuple):
@@ -52,20 +54,25 @@ def predict(
         options: of all lists.
 
     Raises:
-        ConfigError: the file has another ending.
+        ConfigError: the file has another ending, is a folder, or is that of the histories.
         DataError: the histories cannot be read, or have unknown items and `options.unknown` is `error`.
         ArtifactError: the file cannot be written, or another process is writing it.
     """
     options = options or ListOptions()
     if to.suffix not in ENDINGS:
         raise ConfigError(f"{to}: must end in {', '.join(ENDINGS)}.")
+    if to.exists() and not to.is_file():
+        raise ConfigError(f"{to}: is no regular file, so it is not replaced; choose another path.")
+    if isinstance(histories, FileHistories) and to.resolve() == histories.path.resolve():
+        raise ConfigError(f"{to}: is the file of the histories; write the lists to another one.")
     parts = to.with_name(f".{to.name}.parts")
     make_folder(parts)
     with lock(parts / ".lock", f"another process writes {to}; wait for it or end it."):
-        _start(parts, _plan(model, histories, options))
+        size = _users_of_a_part(model, options)
+        _start(parts, _plan(model, histories, options, size), size)
         users = skipped = fallbacks = 0
         with tqdm(total=histories.n_users, unit=" users", desc=to.name, disable=None) as progress:
-            for number, chunk in enumerate(histories):
+            for number, chunk in enumerate(histories.chunks(size)):
                 if chunk.skipped and options.unknown == "error":
                     raise DataError(f"histories: {chunk.skipped:,} items are not in the catalogue; leave them out.")
                 part = parts / f"{number:06}.parquet"
@@ -90,15 +97,22 @@ def predict(
     return Prediction(to, users, rows, skipped, fallbacks)
 
 
-def _plan(model: Recommender, histories: PreparedHistories | FileHistories, options: ListOptions) -> dict[str, str]:
+def _users_of_a_part(model: Recommender, options: ListOptions) -> int:
+    lists = model.n_interests if options.by_interest else 1
+    return max(1, min(USERS, ROWS // (lists * min(options.n, len(model.items)))))
+
+
+def _plan(
+    model: Recommender, histories: PreparedHistories | FileHistories, options: ListOptions, size: int
+) -> dict[str, str]:
     """What shapes the parts: parts of another plan are not continued."""
     items = str(model.items.hash_rows().sum())
     values = {name: str(value) for name, value in asdict(options).items()}
     whole = {"run": model.about, "items": items, "options": values, "histories": histories.about}
-    return {"plan": sha256_json(whole | {"users": USERS_AT_A_TIME, "version": VERSION})}
+    return {"plan": sha256_json(whole | {"users": size, "version": VERSION})}
 
 
-def _start(parts: Path, plan: dict[str, str]) -> None:
+def _start(parts: Path, plan: dict[str, str], size: int) -> None:
     """Keep the parts of an interrupted call with the same plan; remove others."""
     about = parts / "plan.json"
     try:
@@ -107,7 +121,7 @@ def _start(parts: Path, plan: dict[str, str]) -> None:
         same = False
     kept = sorted(parts.glob("*.parquet"))
     if same and kept:
-        log.info(f"continues after {len(kept)} parts of {USERS_AT_A_TIME:,} users in {parts}")
+        log.info(f"continues after {len(kept)} parts of {size:,} users in {parts}")
     elif not same:
         if kept:
             log.info(f"{parts} has parts of other predictions; they are removed")
@@ -121,13 +135,14 @@ def _lists(model: Recommender, chunk: Chunk | None, options: ListOptions) -> pol
     found: list[Retrieved] = []
     users = 0 if chunk is None else len(chunk.user_ids)
     if chunk is not None:
-        for rows in torch.arange(users).split(BATCH):
+        batch = max(1, min(BATCH, NUMBERS // (model.n_interests * max(1, model.backbone.embed_dim))))
+        for rows in torch.arange(users).split(batch):
             found.append(model.rank(chunk.histories.select(rows), options))
-    width = options.n
     items, scores, interest = (
-        np.concatenate([getattr(one, name).numpy() for one in found]) if found else np.zeros((0, width))
+        np.concatenate([getattr(one, name).numpy() for one in found]) if found else np.zeros((0, 1))
         for name in Retrieved._fields
     )
+    width = items.shape[1]
     listed = items.ravel() > 0
     lists_of_user = len(items) // max(1, users)
     place = np.repeat(np.arange(users, dtype=np.uint32), lists_of_user * width)[listed]

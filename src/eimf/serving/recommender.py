@@ -16,7 +16,7 @@ import copy
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,6 +54,8 @@ __all__ = ["ListOptions", "Recommendation", "Recommendations", "Recommender", "l
 
 POPULAR = -1
 """In place of an interest: the item is there because it is popular."""
+LARGEST_WEIGHT = 1_000_000
+"""Of diversity: with it, scores do not matter any more."""
 _MASKS_KEPT = 16
 
 
@@ -124,8 +126,8 @@ class ListOptions:
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}: must be {' or '.join(choices)}, is {getattr(self, name)!r}.")
         number = isinstance(self.diversity, int | float) and not isinstance(self.diversity, bool)
-        if not number or not math.isfinite(self.diversity) or self.diversity < 0:
-            raise ConfigError(f"diversity: must be a number from 0, is {self.diversity!r}.")
+        if not number or not 0 <= self.diversity <= LARGEST_WEIGHT:
+            raise ConfigError(f"diversity: must be a number from 0 to {LARGEST_WEIGHT:,}, is {self.diversity!r}.")
         if self.diversity and (self.merge != "best" or self.by_interest):
             raise ConfigError("diversity: has an effect on lists merged by best score only; set it to 0.")
         if self.by_interest and self.merge != "best":
@@ -397,13 +399,15 @@ class Recommender:
         """Ranked numbers of items for histories of numbers; the step between `numbers` and names.
 
         Returns:
-            A row for each history; with `options.by_interest`, K + S rows for each. Of an empty history, the first K of
-            them have no items; without words, the first has the most popular ones, with the interest `POPULAR`.
+            A row of min(n, I) places for each history; with `options.by_interest`, K + S rows for each. Of an empty
+            history, the first K of them have no items; without words, the first has the most popular ones, with the
+            interest `POPULAR`.
 
         Raises:
             ConfigError, DataError: see the message.
         """
         allowed = self._allowed(options)
+        options = replace(options, n=min(options.n, len(self.items)))
         full = histories.lengths > 0
         words = self._texts("words").interests(options.words) if options.words else None
         if bool(full.all()) and len(full):
@@ -468,14 +472,15 @@ class Recommender:
 
     def _allowed(self, options: ListOptions) -> Bool[Tensor, " I_plus_1"] | None:
         """The items that the options allow; the last few masks are kept."""
-        key = filter_key(options.allow, options.deny)
-        if key not in self._masks:
+        key, masks = filter_key(options.allow, options.deny), self._masks
+        try:
+            return masks[key]
+        except KeyError:
             mask = allowed_items(self.items, options.allow, options.deny)
-            if len(self._masks) >= _MASKS_KEPT:
-                self._masks = {}
-            self._masks[key] = mask
-            return mask
-        return self._masks.get(key)
+        if len(masks) >= _MASKS_KEPT:
+            self._masks = masks = {}  # another thread may still read the earlier ones
+        masks[key] = mask
+        return mask
 
     def _popular(self, n: int, allowed: Bool[Tensor, " I_plus_1"] | None) -> tuple[Tensor, Tensor]:
         """The n most popular items of the training data, and their counts; 0 and -inf where there are no more."""
@@ -527,7 +532,8 @@ class Recommender:
         vectors = self.item_vectors()
         if vectors.shape[1] == 0:
             with torch.inference_mode():
-                return self.backbone(torch.tensor([[row + 1]])).vectors[0, 0, 1:].float().clone()
+                scores = self.backbone(torch.tensor([[row + 1]])).vectors[0, 0, 1:].float()
+            return scores.clone()  # outside of inference mode, so that it may be changed
         lengths = self._lengths if self._lengths is not None else np.linalg.norm(vectors, axis=1).clip(1e-12)
         self._lengths = lengths
         return torch.from_numpy(vectors @ vectors[row] / (lengths * lengths[row]))

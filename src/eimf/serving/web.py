@@ -2,10 +2,11 @@
 
 import socket
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette import datastructures
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eimf.core.errors import ConfigError
@@ -22,10 +23,36 @@ class Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
+                datastructures.MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+class HostNames:
+    """Refuses requests that address the server by another host name than its own."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "*" not in self.hosts:
+            given = datastructures.Headers(scope=scope).get("host", "")
+            if _name(given) not in self.hosts:
+                message = f"host: this server does not answer to the name {given[:80]!r}; start it with --name for it."
+                await JSONResponse({"error": message}, status_code=400)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _name(host: str) -> str | None:
+    """The name of a Host header, without the port and the brackets of IPv6; None if it is not well-formed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises if it is no number
+        return None if "@" in host or parts.netloc != host else parts.hostname
+    except ValueError:
+        return None
 
 
 def guards(hosts: Sequence[str], policy: str = "default-src 'none'; frame-ancestors 'none'") -> list[Middleware]:
@@ -39,7 +66,7 @@ def guards(hosts: Sequence[str], policy: str = "default-src 'none'; frame-ancest
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
     return [
         Middleware(Headers, headers=headers),  # pyright: ignore[reportArgumentType]
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),  # pyright: ignore[reportArgumentType]
+        Middleware(HostNames, hosts=hosts),  # pyright: ignore[reportArgumentType]
     ]
 
 
@@ -68,11 +95,22 @@ def address_of(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what no client can send as the name of a host.
+
+    Raises:
+        ConfigError: one of the names is not a host name.
+    """
+    for name in names:
+        if name != "*" and (_name(name if ":" not in name else f"[{name}]") != name.lower() or "*" in name):
+            raise ConfigError(f"--name: must be a host name without a port, or * for any, is {name[:80]!r}.")
+
+
 def hosts_of(host: str, listener: socket.socket, names: Sequence[str] = ()) -> tuple[str, ...]:
     """The host names that a server on this address answers to; see `guards`.
 
     Args:
-        names: further ones, such as this machine's in the network.
+        names: further ones, such as this machine's in the network; `*` for any. See `check_names`.
     """
-    own = (host, f"[{host}]", socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
-    return tuple(dict.fromkeys((*LOOPBACK, "[::1]", *own, *names)))
+    own = (host, socket.gethostname(), listener.getsockname()[0]) if host not in LOOPBACK else ()
+    return tuple(dict.fromkeys((*LOOPBACK, *own, *names)))
