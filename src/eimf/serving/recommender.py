@@ -13,7 +13,6 @@ items (`Recommender.rank`), and numbers become ids and titles again.
 """
 
 import copy
-import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
