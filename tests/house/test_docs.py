@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 import unicodedata
 from pathlib import Path
@@ -148,3 +150,10 @@ def test_every_public_name_has_a_docstring() -> None:
             if ast.get_docstring(node) is None:
                 missing.append(f"{path.name}: {node.name}")
     assert not missing
+
+
+def test_tables_of_results_are_those_of_the_files() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/make_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def _compare(options: argparse.Namespace) -> None:
     unfinished = sum(run.state != FINISHED for run in planned)
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
-    command = shlex.join(["eimf", "compare", options.suite, *options.overrides])
+    command = shlex.join(["eimf", "compare", options.suite, *map(_without_folder, options.overrides)])
     first = read_run(next(iter(runs[suite.baseline].values())))
     about = {name: first.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
     about |= {"command": command, "dataset": suite.first.dataset.name, "split": suite.first.split.kind}
@@ -88,6 +88,12 @@ def _compare(options: argparse.Namespace) -> None:
     log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:
         raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
+
+
+def _without_folder(setting: str) -> str:
+    """A setting whose value, if it is a file, has the file's name alone: folders are of this machine only."""
+    key, _, value = setting.partition("=")
+    return f"{key}={Path(value).name}" if value and Path(value).is_file() else setting
 
 
 def _shard(text: str) -> tuple[int, int]:
