@@ -60,10 +60,10 @@ def test_the_steps_build_a_service_that_answers(data_root: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     run = train(tiny_config(data_root, tmp_path, "trainer.max_epochs=1")).folder
     (start,) = arguments_of("ENTRYPOINT")
-    places = {"/served": str(run), "8412": "0", "0.0.0.0": "127.0.0.1"}  # not in a container here
-    command = [places.get(part, part) for part in json.loads(start)]
+    places: dict[str, str] = {"/served": str(run), "8412": "0", "0.0.0.0": "127.0.0.1"}  # not in a container here
+    program, *rest = (places.get(part) or part for part in map(str, json.loads(start)))
     server = subprocess.Popen(
-        [str(tmp_path / "env" / "bin" / command[0]), *command[1:]],
+        [str(tmp_path / "env" / "bin" / program), *rest],
         cwd=tmp_path,
         env=clean,
         stdout=subprocess.PIPE,

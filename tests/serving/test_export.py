@@ -88,8 +88,6 @@ def test_models_without_item_vectors_say_so(model: Recommender, tmp_path: Path) 
     other.backbone = BACKBONES["item_knn"](len(model.items), 12)
     with pytest.raises(ConfigError, match="has no item vectors"):
         export(other, tmp_path / "new")
-    with pytest.raises(ConfigError, match="has no item vectors"):
-        other.similar_items("P00003")
 
 
 def test_what_cannot_be_exported(model: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
