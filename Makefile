@@ -9,7 +9,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast fuzz lint bench bench-peers docs clean
+.PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast test-image fuzz lint bench bench-peers docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -65,10 +65,13 @@ test: .venv/.ready-dev ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: .venv/.ready-dev ## run the tests that take a minute, for every day
-	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz and not image" $(ARGS)
 
 fuzz: .venv/.ready-dev ## search for raw files that break preparation (minutes)
 	$(BIN)/python -m pytest tests/property tests/runs -m fuzz $(ARGS)
+
+test-image: .venv/.ready-dev ## run the steps of the Dockerfile in a new environment (minutes)
+	$(BIN)/python -m pytest tests/house/test_dockerfile.py -m "image or not image" $(ARGS)
 
 lint: .venv/.ready-dev ## check format, lint and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright

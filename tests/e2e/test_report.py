@@ -122,7 +122,7 @@ def test_remarkable_results_are_said(tmp_path: Path) -> None:
         )
     )
     for text in (
-        "nearly equal (mean cosine 0.97)",
+        "nearly one: mean cosine 0.97. The model works like one",
         "One interest finds 90% of all hits",
         "The last epoch was the best one",
     ):

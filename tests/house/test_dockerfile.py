@@ -40,7 +40,7 @@ def test_what_is_copied_is_sent_to_the_builder() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-@pytest.mark.slow
+@pytest.mark.image
 def test_the_steps_build_a_service_that_answers(data_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "app"
     folder.mkdir()

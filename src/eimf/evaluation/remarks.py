@@ -15,12 +15,12 @@ def describe_interests(summary: Mapping[str, float]) -> tuple[str, ...]:
     """
     found = []
     cosine = summary.get("interest_cosine", 0.0)
-    overlap = max((value for key, value in summary.items() if key.startswith("interest_overlap@")), default=0.0)
-    if cosine > COLLAPSED_COSINE or overlap > COLLAPSED_OVERLAP:
+    overlap = max((value for key, value in summary.items() if key.startswith("interest_overlap@")), default=None)
+    if cosine > COLLAPSED_COSINE or (overlap or 0.0) > COLLAPSED_OVERLAP:
+        shared = f", and their lists share {overlap:.0%} of their items" if overlap is not None else ""
         found.append(
-            f"The interests of a user are nearly one: mean cosine {cosine:.2f}, and their lists share {overlap:.0%} of "
-            "their items. The model works like one of a single interest; compare it with backbone.n_interests=1. A "
-            "smaller loss.routing_weight, or the preset prototypes, may separate them."
+            f"The interests of a user are nearly one: mean cosine {cosine:.2f}{shared}. The model works like one of a "
+            "single interest; compare it with backbone.n_interests=1. A smaller loss.routing_weight, or the preset prototypes, may separate them."
         )
     shares = [value for key, value in summary.items() if key.startswith("hit_share")]
     if len(shares) > 1 and max(shares) > ONE_FOR_ALL:
