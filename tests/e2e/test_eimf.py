@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from eimf.report import build_report
 from eimf.runs.curves import read_curves
 from eimf.runs.folder import read_run
 from eimf.runs.interest_names import read_interest_names
+from eimf.runs.provenance import input_digests, run_key
 from eimf.runs.results import Run
 from eimf.serving.recommender import Recommender
 from eimf.training.build import _strategy
@@ -150,9 +152,20 @@ def test_agreement_with_labels_of_held_out_users(data_root: Path, tmp_path: Path
     assert -0.2 < summary["agreement"] < 1
     assert summary["agreement_chance"] <= summary["agreement_accuracy"] + 0.1
     assert {key: value for key, value in summary.items() if "agreement" not in key} == plain.results["test"].summary
+    same, moved = (
+        tiny_config(data_root, tmp_path, f"eval.labels={path}")
+        for path in (held_out, shutil.copy(held_out, tmp_path / "moved.jsonl"))
+    )
+    assert run_key(same, "data", "", input_digests(same)) == run_key(moved, "data", "", input_digests(moved))
     held_out.write_text(json.dumps(lines[0] | {"user_id": "nobody", "model": "m", "prompt_version": "v1"}))
     with pytest.raises(LabelError, match=r"no label is of a held-out user's context; eval\.labels must hold"):
         run(data_root, tmp_path / "wrong", labels, "trainer.max_epochs=1", f"eval.labels={held_out}")
+
+
+def test_missing_labels_of_held_out_users_are_said_before_training(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"none\.jsonl: no labels yet"):
+        train(tiny_config(data_root, tmp_path, f"eval.labels={tmp_path}/none.jsonl"))
+    assert not (tmp_path / "demo-comirec_sa").exists()
 
 
 def train_in_two_processes(data_root: Path, root: Path, labels: Path, *options: str) -> polars.DataFrame:

@@ -52,6 +52,18 @@ def test_every_backbone_computes_the_same_in_onnx(name: str, tmp_path: Path) -> 
         np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_shared_part_and_the_length_are_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = BACKBONES["comirec_sa"](50, 8, embed_dim=16, shared=1.0, normalize=True).eval()
+    write_onnx(backbone, tmp_path / "backbone.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx", providers=["CPUExecutionProvider"])
+    histories = torch.randint(1, 51, (20, 8))
+    (found,) = session.run(None, {"history": histories.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(np.asarray(found), backbone(histories).vectors.numpy(), atol=1e-5)
+
+
 def test_what_is_exported_gives_the_lists_of_the_run(
     run_folder: Path, model: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,12 +97,13 @@ class Backbone(nn.Module):
             history = history[:, -self.max_len :]
         interests = self.extract(history)
         self._check(interests, history)
-        vectors = interests.vectors
+        return interests._replace(vectors=self.finish(interests.vectors))
+
+    def finish(self, vectors: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
+        """What all backbones do with the vectors of `extract`: add the shared part, and scale them to length 1."""
         if getattr(self.config, "shared", 0.0) > 0:
             vectors = vectors + self.config.shared * vectors.mean(dim=1, keepdim=True)
-        if self.config.normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        return interests._replace(vectors=vectors)
+        return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         """The part of `forward` that each backbone implements."""

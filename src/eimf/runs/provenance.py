@@ -43,7 +43,7 @@ def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping
     for section, name in (
         *(("trainer", "progress"), ("data", "root"), ("eimf", "labels"), ("eval", "rankings")),
         *(("optim", "dense_limit"), ("dataset", "urls"), ("dataset", "sha256")),
-        ("text", "vectors"),
+        *(("text", "vectors"), ("eval", "labels")),
     ):
         del values[section][name]
     del values["logger"], values["experiment"], values["llm"], values["start"]
@@ -53,10 +53,12 @@ def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping
 
 
 def input_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files that a run reads beside data and labels: own item vectors, and the run that it starts from.
+    """SHA-256 of the files that a run reads beside data and labels: own item vectors, the run that it starts from, and
+    the labels of held-out users.
 
     Raises:
         ConfigError: a file is missing.
+        LabelError: there are no such labels.
     """
     paths = {"text.vectors": Path(config.text.vectors)} if config.text.vectors else {}
     if config.start:
@@ -66,7 +68,10 @@ def input_digests(config: Config) -> dict[str, str]:
     for key, path in paths.items():
         if not path.is_file():
             raise ConfigError(f"{key}: {path} is not a file; give the path of an existing one.")
-    return {key: sha256_file(path) for key, path in paths.items()}
+    digests = {key: sha256_file(path) for key, path in paths.items()}
+    if config.eval.labels:
+        digests["eval.labels"] = digest_of(read_labels(config.eval.labels))
+    return digests
 
 
 @cache

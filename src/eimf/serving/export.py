@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import polars
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -38,8 +37,7 @@ class InterestVectors(nn.Module):
         self.backbone = backbone
 
     def forward(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B K D"]:
-        vectors = self.backbone.extract(history).vectors.float()
-        return F.normalize(vectors, dim=-1) if self.backbone.config.normalize else vectors
+        return self.backbone.finish(self.backbone.extract(history).vectors.float())
 
 
 def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
