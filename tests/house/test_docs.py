@@ -25,10 +25,15 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
+PLAIN_TRAINER = pytest.mark.filterwarnings(
+    "ignore:.*smaller than the logging interval.*",
+    "ignore:.*has been removed as a dependency.*",
+    "ignore:.*does not have many workers.*",
+)
+"""Lightning's advice to users of an ordinary Trainer."""
 
-@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
-@pytest.mark.filterwarnings("ignore:.*has been removed as a dependency.*")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+
+@PLAIN_TRAINER
 def test_every_block_of_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [f"u{user},i{(user * 7 + place) % 12},{place}" for user in range(30) for place in range(8)]
@@ -44,9 +49,7 @@ def test_every_block_of_the_python_page_runs(tmp_path: Path, monkeypatch: pytest
     contract.test_padding_changes_nothing()
 
 
-@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
-@pytest.mark.filterwarnings("ignore:.*has been removed as a dependency.*")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@PLAIN_TRAINER
 def test_every_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training, backbone = BLOCK.findall((ROOT / "README.md").read_text())
@@ -61,9 +64,7 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     contract.test_padding_changes_nothing()
 
 
-@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*")
-@pytest.mark.filterwarnings("ignore:.*has been removed as a dependency.*")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@PLAIN_TRAINER
 def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")

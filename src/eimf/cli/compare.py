@@ -80,10 +80,11 @@ def _compare(options: argparse.Namespace) -> None:
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
     command = shlex.join(["eimf", "compare", options.suite, *map(_without_folder, options.overrides)])
-    first = read_run(next(iter(runs[suite.baseline].values())))
-    about = {name: first.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
+    first = next(iter(runs[suite.baseline].values()))
+    record = read_run(first)
+    about = {name: record.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
     about |= {"command": command, "dataset": suite.first.dataset.name, "split": suite.first.split.kind}
-    about["users"] = read_results(next(iter(runs[suite.baseline].values())))["users"]
+    about["users"] = read_results(first)["users"]
     paths = write_comparison(comparison, suite.folder / "comparison", about)
     log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:

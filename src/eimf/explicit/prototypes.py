@@ -27,6 +27,12 @@ class Prototypes(NamedTuple):
     of_item: Int[Tensor, " I_plus_1"]
     """Number of each item's prototype, -1 where there is no evidence."""
     centres: Float[Tensor, "P D_text"]
+    names: tuple[tuple[str, ...], ...] = ()
+    """Phrases that describe each prototype, the best first; see `name_prototypes`."""
+
+    def sizes(self) -> list[int]:
+        """Number of items of each prototype."""
+        return torch.bincount(self.of_item + 1, minlength=len(self.centres) + 1)[1:].tolist()
 
 
 def item_words(
@@ -124,7 +130,7 @@ def name_prototypes(
     names: list[list[str]] = []
     for p in range(count):
         scores = vectors @ (centres[p] - middle) if p in centres else np.zeros(0)
-        names.append([phrases[index] for index in np.argsort(-scores, kind="stable")[:most]])
+        names.append([phrases[int(index)] for index in np.argsort(-scores, kind="stable")[:most]])
     return names
 
 

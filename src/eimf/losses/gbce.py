@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,8 +34,7 @@ class GBCE(SampledLoss):
 
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         user, truth, negative, negatives = self.sample(backbone, vectors, target)
-        positive, scores = (user * truth).sum(dim=-1).float(), (user @ negative.T).float()
-        rivals = self.rivals(vectors)
-        if rivals is not None:
-            scores = torch.einsum("bkd,nd->bkn", rivals, negative).amax(dim=1).float()
-        return gbce(positive, scores, negatives == target[:, None], backbone.n_items, self.config.gbce_t)
+        positive, rivals = (user * truth).sum(dim=-1).float(), self.rivals(vectors)
+        # One product or the other: the second costs K times as much.
+        scores = user @ negative.T if rivals is None else (rivals @ negative.T).amax(dim=1)
+        return gbce(positive, scores.float(), negatives == target[:, None], backbone.n_items, self.config.gbce_t)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from eimf.core.errors import ConfigError, DataError
 from eimf.core.options import nearest
+from eimf.serving.histories import reading_table
 
 Conditions: TypeAlias = Mapping[str, Any] | Iterable[str] | None
 """Conditions by column, or item ids."""
@@ -155,15 +156,13 @@ def read_columns(path: Path) -> polars.DataFrame:
         DataError: it cannot be read, or `item_id` is missing or repeated.
     """
     kinds = {ITEM: polars.String}
-    try:
+    with reading_table(path):
         if path.suffix == ".parquet":
             table = polars.read_parquet(path, glob=False)
         elif path.suffix in (".jsonl", ".ndjson"):
             table = polars.read_ndjson(path, infer_schema_length=None)
         else:
             table = polars.read_csv(path, schema_overrides=kinds, infer_schema_length=None, glob=False)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:150]}).") from None
     if ITEM not in table.columns:
         raise DataError(f"{path}: has no column 'item_id'; it has {', '.join(table.columns)}.")
     return table.with_columns(polars.col(ITEM).cast(polars.String))

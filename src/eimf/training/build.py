@@ -31,7 +31,7 @@ from eimf.explicit.prototypes import (
     side_by_side,
 )
 from eimf.explicit.supervision import match_labels, names_of
-from eimf.explicit.tasks import AlignPrototypes, ExplicitTasks
+from eimf.explicit.tasks import ExplicitTasks
 from eimf.labels.source import label_source, read_labels
 from eimf.training.callbacks.checkpoints import WholeCheckpointIO
 from eimf.training.datamodule import InteractionData
@@ -78,7 +78,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False, resu
     loss = LOSSES[config.loss.name](config.loss)
     tasks = None
     if train and not resume and config.text.item_init != "random":
-        start_items(backbone, config, _start_vectors(config, data))
+        _start_items(backbone, config, data)
     if train and config.eimf.enabled:  # after the backbone, whose initial weights stay the same
         links = None
         if config.eimf.prediction == "next_interest" and data.supervision is not None:
@@ -120,14 +120,18 @@ def _texts(config: Config) -> dict[str, Any]:
     return {"encoder": config.text.encoder, "root": config.data.root, "seed": config.seed}
 
 
-def _start_vectors(config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
-    """The vectors whose principal components are the first item table (`text.item_init`)."""
+def _start_items(backbone: Backbone, config: Config, data: InteractionData) -> None:
+    """Start the item table from principal components (`text.item_init`)."""
+    dim, spectrum = backbone.embed_dim, config.text.spectrum
     parts = [_evidence(source, config, data) for source in config.text.item_init.split("+")]
-    if len(parts) == 1:
-        return parts[0]
-    # Each source has the same total variance, whatever the number and scale of its dimensions.
-    dim, spectrum = config.backbone.embed_dim, config.text.spectrum
-    return np.concatenate([principal_components(part, dim, 1.0, spectrum) for part in parts], axis=1)
+    vectors = parts[0]
+    if len(parts) > 1:
+        # Each source has the same total variance, whatever its number and scale of dimensions, and its own spectrum.
+        vectors = np.concatenate([principal_components(part, dim, 1.0, spectrum) for part in parts], axis=1)
+        spectrum = 1.0
+    table = principal_components(vectors, dim, config.backbone.init_std, spectrum)
+    with torch.no_grad():
+        backbone.item_embedding.weight.copy_(torch.from_numpy(table))
 
 
 def _evidence(source: str, config: Config, data: InteractionData) -> Float[np.ndarray, "I_plus_1 N"]:
@@ -141,51 +145,28 @@ def _evidence(source: str, config: Config, data: InteractionData) -> Float[np.nd
 
 
 def _prototypes(config: Config, data: InteractionData) -> Prototypes:
-    """The groups of items of `eimf.prototypes`."""
+    """The groups of items of `eimf.prototypes`, named by explicit interests where there are labels, else by titles."""
+    titles = _evidence("text", config, data)
+    words = None if data.supervision is None else item_words(data.supervision, titles)
     parts = []
     for source in config.eimf.prototypes.split("+"):
         if source == "interests":
-            assert data.supervision is not None  # checked with the configuration
-            parts.append(item_words(data.supervision, _evidence("text", config, data)))
+            assert words is not None  # checked with the configuration
+            parts.append(words)
         else:
-            parts.append(_evidence(source, config, data))
+            parts.append(titles if source == "text" else _evidence(source, config, data))
     count = config.eimf.n_prototypes or config.backbone.n_interests  # pyright: ignore[reportAttributeAccessIssue]
     prototypes = find_prototypes(parts[0] if len(parts) == 1 else side_by_side(parts), count, config.seed)
-    shuffle = config.eimf.control in ("shuffle", "both")
-    return shuffled_prototypes(prototypes, config.seed) if shuffle else prototypes
-
-
-def name_interests(
-    config: Config, data: InteractionData, model: MultiInterestModel
-) -> tuple[list[list[str]], list[int]]:
-    """Phrases for each prototype, and its number of items; empty without prototypes.
-
-    The phrases are explicit interests where training reads labels, else titles of items.
-    """
-    task = model.tasks.tasks["prototype_alignment"] if model.tasks and config.eimf.prototypes != "none" else None
-    if not isinstance(task, AlignPrototypes):
-        return [], []
-    of_item = task.of_item.cpu()
-    titles = _evidence("text", config, data)
-    if data.supervision is None:
+    if config.eimf.control in ("shuffle", "both"):
+        prototypes = shuffled_prototypes(prototypes, config.seed)
+    if words is None:
         phrases, vectors, evidence = data.prepared.items["title"].to_list(), titles[1:], titles
     else:
         matched = match_labels(read_labels(label_source(config)), data.prepared, data.split.train)
-        phrases = names_of([label for _, _, label, _ in matched.rows]).to_list()
+        phrases, evidence = names_of([label for _, _, label, _ in matched.rows]).to_list(), words
         vectors = encode_texts(phrases, config.text.encoder, config.data.root).vectors
-        evidence = item_words(data.supervision, titles)
-    count = config.eimf.n_prototypes or config.backbone.n_interests  # pyright: ignore[reportAttributeAccessIssue]
-    sizes = [int((of_item == p).sum()) for p in range(count)]
-    return name_prototypes(of_item, count, evidence, phrases, vectors), sizes
-
-
-def start_items(backbone: Backbone, config: Config, vectors: Float[np.ndarray, "I_plus_1 N"]) -> None:
-    """Set the item table to the principal components of vectors."""
-    whitened = "+" in config.text.item_init  # each source already has its spectrum
-    spectrum = 1.0 if whitened else config.text.spectrum
-    table = principal_components(vectors, backbone.embed_dim, config.backbone.init_std, spectrum)
-    with torch.no_grad():
-        backbone.item_embedding.weight.copy_(torch.from_numpy(table))
+    names = name_prototypes(prototypes.of_item, count, evidence, phrases, vectors)
+    return prototypes._replace(names=tuple(map(tuple, names)))
 
 
 def check_size(config: Config, n_items: int) -> None:

@@ -38,7 +38,7 @@ from eimf.runs.provenance import describe_run, input_digests, label_digest, run_
 from eimf.runs.results import Run, costs, write_frame, write_results
 from eimf.runs.text_map import remove_text_map
 from eimf.runs.tracking import log_outcome, tensorboard_logger, wandb_logger
-from eimf.training.build import build_data, build_model, build_trainer, check_size, name_interests, quiet_lightning
+from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
 from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
@@ -137,9 +137,9 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
         "package_version": VERSION,
     }
     if first and not resume:
-        phrases, sizes = name_interests(config, data, model)
-        if phrases:
-            write_interest_names(folder, phrases, sizes)
+        prototypes = model.tasks.prototypes if model.tasks is not None else None
+        if prototypes is not None:
+            write_interest_names(folder, prototypes.names, prototypes.sizes())
     trainer = build_trainer(config, run_callbacks(config, folder), checkpoints=True)
     # After Lightning has accepted the settings: a refused run must not appear at W&B.
     loggers = (wandb_logger(config, folder, read_run(folder)), tensorboard_logger(config, folder)) if first else ()

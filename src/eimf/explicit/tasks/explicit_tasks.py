@@ -57,6 +57,7 @@ class ExplicitTasks(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config = take_options(EIMFConfig, config, options)
+        self.prototypes = prototypes
         if supervision is None and config.needs_labels and (config.samples_labelled or links is None):
             raise ConfigError("eimf: these losses need labels; give labels=..., or set their weights to 0.")
         text_dim = supervision.vectors.shape[-1] if supervision is not None else 1
