@@ -382,8 +382,10 @@ def test_reading_labels(tmp_path: Path) -> None:
     path.write_text("broken")
     with pytest.raises(LabelError, match="no usable label"):
         read_labels(path)
-    with pytest.raises(LabelError, match="cannot be read"):
+    with pytest.raises(LabelError, match="no labels yet"):
         read_labels(tmp_path / "none")
+    with pytest.raises(LabelError, match="cannot be read"):
+        read_labels(tmp_path)
     LabelCache(tmp_path / "c.db").close()
     with pytest.raises(LabelError, match="no valid label yet"):
         read_labels(tmp_path / "c.db")

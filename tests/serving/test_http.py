@@ -91,6 +91,13 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/recommend", {"history": HISTORY, "diversity": 1e308}, "diversity: must be a number from 0 to 1,000,000"),
         ("/recommend", {"history": HISTORY, "deny": ["P"] * 100_001}, "deny: has 100,001 values, at most 100,000"),
         ("/recommend", {"history": ["nope"], "unknown": "error"}, "history: 'nope' not in the catalogue"),
+        *[
+            ("/recommend", {"history": [], "words": words}, "words: must be a list of phrases")
+            for words in (None, 3, "oil", {"oil": 1}, [""], [["oil"]])
+        ],
+        ("/recommend", {"history": [], "words": ["oil"] * 17}, "words: at most 16 phrases"),
+        ("/recommend", {"history": [], "words": ["o" * 1001]}, "words: at most 16 phrases of at most 1,000 characters"),
+        ("/recommend", {"history": [], "words": ["oil"]}, "eimf map"),
         ("/recommend", {"requests": []}, "requests: must be a list of 1 to 256 requests"),
         ("/recommend", {"requests": [{"history": []}] * 257}, "requests: must be a list of 1 to 256 requests"),
         ("/recommend", {"requests": [3]}, "requests[0]: must be an object, is int"),
@@ -142,6 +149,8 @@ def test_about_and_the_description(client: TestClient, model: Recommender) -> No
     schemas = api["components"]["schemas"]
     assert set(schemas["Request"]["properties"]) == {"history", *module.OPTIONS}
     assert schemas["Request"]["properties"]["n"]["maximum"] == module.LIST
+    words = schemas["Request"]["properties"]["words"]
+    assert (words["maxItems"], words["items"]["maxLength"]) == (module.PHRASES, module.PHRASE)
     assert schemas["Requests"]["properties"]["requests"]["maxItems"] == module.REQUESTS
     assert schemas["Request"]["properties"]["history"]["maxItems"] == module.HISTORY
 

@@ -10,12 +10,14 @@ import numpy as np
 import polars
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from eimf.cli.main import main
 from eimf.core.errors import ConfigError, DataError
 from eimf.evaluation.retrieval import ItemIndex
 from eimf.runs.folder import save_index
 from eimf.runs.text_map import make_text_map
+from eimf.serving.http import Service, build_app
 from eimf.serving.recommender import ListOptions, Recommender, load
 from tests.conftest import hash_words
 
@@ -100,8 +102,22 @@ def test_histories_with_and_without_items_go_together(speaking: Recommender) -> 
         ]
 
 
+def test_words_over_http_are_those_of_python(speaking: Recommender) -> None:
+    client = TestClient(build_app(Service(lambda: speaking)), "http://127.0.0.1")
+    for history in (HISTORY, []):
+        found = client.post("/recommend", json={"history": history, "words": WORDS, "n": 7}).json()
+        wanted = speaking.recommend(history, 7, words=WORDS)
+        assert [one["item_id"] for one in found["items"]] == [one.item_id for one in wanted]
+        assert [one["interest"] for one in found["items"]] == [one.interest for one in wanted]
+        lists = client.post("/recommend", json={"history": history, "words": WORDS, "n": 7, "by_interest": True}).json()
+        by_interest = speaking.recommend_by_interest(history, 7, words=WORDS)
+        assert [[one["item_id"] for one in items] for items in lists["lists"]] == [
+            [one.item_id for one in items] for items in by_interest
+        ]
+
+
 def test_words_that_cannot_be_used(speaking: Recommender, run_folder: Path) -> None:
-    for words in ("sunscreen", [""], [" "], [3]):
+    for words in ("sunscreen", [""], [" "], [3], None, 3):
         with pytest.raises(DataError, match="words: must be a list of phrases"):
             speaking.recommend(HISTORY, words=words)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"words: need the run's text map.*eimf map"):

@@ -39,6 +39,10 @@ TOGETHER = 64
 """Most requests that are answered together."""
 STOP_S = 30
 """Seconds that requests in progress have to end when the server stops."""
+PHRASES = 16
+"""Most interests in words of one request."""
+PHRASE = 1_000
+"""Most characters of an interest in words."""
 OPTIONS = tuple(one.name for one in fields(ListOptions))
 
 
@@ -253,6 +257,8 @@ def _options(given: dict[str, Any]) -> ListOptions:
         if not isinstance(given.get(name, False), bool | None):
             raise ConfigError(f"{name}: must be true or false, is {str(given[name])[:80]!r}.")
     options = ListOptions(**given)
+    if len(options.words) > PHRASES or any(len(one) > PHRASE for one in options.words):
+        raise ConfigError(f"words: at most {PHRASES} phrases of at most {PHRASE:,} characters go.")
     if options.n > LIST:
         raise ConfigError(f"n: must be at most {LIST:,}, is {options.n:,}.")
     return options

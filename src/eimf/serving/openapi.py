@@ -31,6 +31,12 @@ def describe_api() -> dict[str, Any]:
             "diversity": {"type": "number", "minimum": 0, "maximum": LARGEST_WEIGHT, "default": 0},
             "by_interest": {"type": "boolean", "default": False},
             "unknown": {"enum": ["skip", "error"], "default": "skip"},
+            "words": {
+                "type": "array",
+                "items": {"type": "string", "maxLength": 1000},
+                "maxItems": 16,
+                "description": "Interests in words, beside those of the history. The run needs a map: eimf map RUN.",
+            },
         },
     }
     many = {

@@ -102,10 +102,11 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
         DataError: see above.
     """
-    if isinstance(words, str) or not all(isinstance(one, str) and one.strip() for one in words):
+    phrases = isinstance(words, Sequence) and not isinstance(words, str | bytes)
+    if not phrases or not all(isinstance(one, str) and one.strip() for one in words):
         raise DataError(
-            f"words: must be a list of phrases, such as ['oil-free sunscreen'], is {words!r}; give texts that are not "
-            "empty."
+            f"words: must be a list of phrases, such as ['oil-free sunscreen'], is {str(words)[:80]!r}; give texts "
+            "that are not empty."
         )
 
 
