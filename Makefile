@@ -61,8 +61,8 @@ explore: .venv/.ready ## look into the run folder RUN (or several) in a browser
 recommend: .venv/.ready ## recommend with RUN, for example ARGS="--user u000000"
 	$(BIN)/eimf recommend $(RUN) $(ARGS)
 
-test: .venv/.ready-dev ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.ready-dev ## run all tests, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-fast: .venv/.ready-dev ## run the tests that take a minute, for every day
 	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz and not image" $(ARGS)

@@ -5,7 +5,7 @@
 
 A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -->` gets the table of
 `docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
-significant.
+significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md", DOCS / "howto" / "http.md")
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -45,12 +45,30 @@ def source(found: dict[str, Any]) -> str:
     about = found["about"]
     seeds = sorted({seed for runs in found["runs"].values() for seed in runs}, key=int)
     users = f"{about['users'][found['part']]:,} {'test' if found['part'] == 'test' else 'validation'} users"
-    machine = about["machine"]
     return (
         f"`{about['command']}`: {users}, {about['split']} split, seeds {', '.join(seeds)}; lifts over "
         f"`{found['baseline']}`, * p < 0.05 after Holm's correction (paired bootstrap over users and seeds). "
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
+        f"{on(about['machine'])}"
     )
+
+
+def latencies(found: dict[str, Any]) -> str:
+    """Markdown of `tests/benchmarks/test_serving.py`."""
+    lines = [
+        "| items | index | clients | together | p50, ms | p99, ms | requests/s |",
+        "| ---: | --- |" + " ---: |" * 5,
+    ]
+    for case in found["cases"]:
+        times = f"{case['p50']:,.1f} | {case['p99']:,.1f} | {case['rate']:,.0f}"
+        lines.append(f"| {case['items']:,} | {case['index']} | {case['clients']} | {case['together']} | {times} |")
+    return "\n".join(
+        [*lines, "", f"`pytest tests/benchmarks/test_serving.py -s --override-ini addopts=`. {on(found['machine'])}"]
+    )
+
+
+def on(machine: dict[str, Any]) -> str:
+    """The machine that made a table."""
+    return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
 
 
 def fill(text: str) -> str:
@@ -60,7 +78,8 @@ def fill(text: str) -> str:
         wanted, _, only = match[2].partition(" only: ")
         name, *metrics = wanted.split()
         found = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        return f"{match[1]}{table(found, metrics, only.split())}\n{match[3]}"
+        made = latencies(found) if metrics == ["latency"] else table(found, metrics, only.split())
+        return f"{match[1]}{made}\n{match[3]}"
 
     return BLOCK.sub(renew, text)
 

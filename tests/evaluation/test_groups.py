@@ -2,7 +2,15 @@ import numpy as np
 
 from eimf.data.prepared import Sequences
 from eimf.data.splits import Holdout
-from eimf.evaluation.groups import BREADTH, HISTORY, NEARNESS, POPULARITY, distance_to_labelled, group_users
+from eimf.evaluation.groups import (
+    BREADTH,
+    HISTORY,
+    NEARNESS,
+    POPULARITY,
+    TARGET_BREADTH,
+    distance_to_labelled,
+    group_users,
+)
 
 
 def held_out() -> tuple[Sequences, Holdout]:
@@ -32,6 +40,9 @@ def test_breadth_counts_the_categories_of_the_history() -> None:
     # Histories: item 1 | items 2 and 3 categories 1 and 2 | categories 1, 2 and 3.
     assert level[0] == "up to 1 categories"
     assert level[0] != level[2]
+    spread = {user: name for user, group, name in found.rows() if group == TARGET_BREADTH}
+    # Targets of each user: of one category.
+    assert set(spread.values()) == {"up to 1 categories"}
     assert (
         BREADTH not in group_users(sequences, held, np.arange(5), categories=np.zeros(5, np.int64))["group"].to_list()
     )

@@ -1,4 +1,4 @@
-"""Groups held-out users by history, by popularity of their targets, and by distance to labelled users."""
+"""Groups held-out users by history, by popularity and breadth of their targets, and by distance to labelled users."""
 
 import faiss
 import numpy as np
@@ -9,11 +9,7 @@ from eimf.data.prepared import Sequences
 from eimf.data.splits import Holdout
 
 HISTORY, POPULARITY, NEARNESS = "history length", "popularity of targets", "nearest labelled user"
-
-
-BREADTH = "categories in the history"
-
-
+BREADTH, TARGET_BREADTH = "categories in the history", "categories of targets"
 _LEVELS = ("up to", "head", "torso", "near", "far", "tail", "more than")
 
 
@@ -29,8 +25,8 @@ def group_users(
     Args:
         item_counts: occurrences in the training interactions. Head, torso and tail items each make a third of them.
         distance: of each held-out user to the nearest labelled one, see `distance_to_labelled`.
-        categories: number of each item's category, 0 where unknown. The number of categories in a history indicates
-            how many interests a user has.
+        categories: number of each item's category, 0 where unknown. The number of categories in a history, and of
+            those that the targets spread over, indicate how many interests a user has.
 
     Returns:
         `user_idx: i32, group: str, level: str`, in the order of `held` within a group.
@@ -39,9 +35,9 @@ def group_users(
     levels = {HISTORY: _thirds(held.cut - held.start, "items"), POPULARITY: _popularity(sequences, held, item_counts)}
     if categories is not None and (categories > 0).any():
         kinds = categories[sequences.items]
-        spans = zip(held.start, held.cut, strict=True)
-        breadth = np.array([len(set(kinds[a:b].tolist()) - {0}) for a, b in spans])  # 0 is unknown, no category
-        levels[BREADTH] = _thirds(breadth, "categories")
+        for name, starts, ends in ((BREADTH, held.start, held.cut), (TARGET_BREADTH, held.cut, held.end)):
+            spans = zip(starts, ends, strict=True)
+            levels[name] = _thirds(np.array([len(set(kinds[a:b].tolist()) - {0}) for a, b in spans]), "categories")
     if distance is not None:
         levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
     parts = [polars.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
