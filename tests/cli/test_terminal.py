@@ -160,13 +160,13 @@ def test_a_narrow_terminal_keeps_loss_and_metric() -> None:
     assert "loss 7.3159, recall@50 0.2873" in line
 
 
-@pytest.mark.parametrize("width", [40, 60, 200])
+@pytest.mark.parametrize("width", [40, 60, 72, 73, 76, 80, 84, 100, 200])
 def test_tables_do_not_break_words(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     columns = ("users", "items", "interactions", "mean length", "median", "density", "last two tied")
-    print_table(Console(width=width), "shop", columns, [("1", "2", "36,165", "4.5", "5", "6%", "7%")], left=0)
+    print_table(Console(width=width), "shop", columns, [("1", "123,456", "36,165", "4.5", "5", "6.123%", "7%")], left=0)
     print_table(Console(width=width), "points", ("lambda", "diversity@20"), [("0", "0.4")] * 9)
     said = capsys.readouterr().out
-    for word in ("interactions", "density", "median", "36,165", "lambda", "diversity@20"):
+    for word in ("interactions", "density", "median", "36,165", "123,456", "6.123%", "lambda", "diversity@20"):
         assert word in said
     assert max(map(len, said.splitlines())) <= width
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -30,7 +31,10 @@ def print_table(
     for number, (head, body) in enumerate(((columns, rows), turned, listed)):
         table = Table(title=Text(title), title_justify="left", show_header=any(head))
         for place, name in enumerate(head):
-            table.add_column(name, justify="left" if place < (1 if number else left) else "right", overflow="fold")
+            words = [word for text in (name, *(row[place] for row in body)) for word in text.split()]
+            longest = max(map(cell_len, words), default=0)
+            justify = "left" if place < (1 if number else left) else "right"
+            table.add_column(name, justify=justify, overflow="fold", min_width=longest if number < 2 else None)
         for place, row in enumerate(body):
             table.add_row(*(Text(cell) for cell in row), end_section=number == 2 and (place + 1) % len(columns) == 0)
         if number == 2 or Measurement.get(console, console.options.update(width=1_000), table).minimum <= console.width:
