@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +85,37 @@ def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) 
     assert len(rows) == 6
     assert rows[0]["lift"] == ""  # no NaN for readers of other languages
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]["base"]["epochs"] == 3.0
+
+
+def test_labels_name_the_variants(runs: dict[str, dict[int, Path]]) -> None:
+    labels = {"base": "ComiRec-SA & Söhne", "same": "50% | $x_1$"}
+    found = compare("demo", runs, "base", ("recall@20",), resamples=200, labels=labels)
+    assert "ComiRec-SA & Söhne" in to_markdown(found)
+    assert "| 50% \\| $x_1$ |" in to_markdown(found)
+    assert r"50\% | \$x\_1\$ &" in to_latex(found)
+
+
+ENGINES = {"pdflatex": ["-interaction=nonstopmode", "-halt-on-error"], "tectonic": []}
+
+
+def test_the_latex_table_compiles(runs: dict[str, dict[int, Path]], tmp_path: Path) -> None:
+    engine = next((name for name in ENGINES if shutil.which(name)), None)
+    if engine is None:
+        pytest.skip(f"no TeX engine here ({' or '.join(ENGINES)})")
+    signs = "".join(chr(code) for code in range(33, 127)) + " é"
+    found = compare("demo", runs, "base", ("recall@20", "ndcg@20"), resamples=200, labels={"same": signs})
+    for lifts in (False, True):
+        document = (
+            r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+            + "\n"
+            + to_latex(found, lifts)
+            + r"\end{document}"
+        )
+        (tmp_path / "table.tex").write_text(document, encoding="utf-8")
+        done = subprocess.run([engine, *ENGINES[engine], "table.tex"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Missing character" not in done.stdout
+        assert (tmp_path / "table.pdf").stat().st_size > 1000
 
 
 def test_a_narrow_terminal_cuts_nothing_off(runs: dict[str, dict[int, Path]]) -> None:
@@ -178,6 +211,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
         "history length",
         "popularity of targets",
         "categories in the history",
+        "categories of targets",
     }
 
 
@@ -191,6 +225,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
         ("colour: red", "colour: no such key; a suite has"),
         ("settings: {backbone: {n_interest: 3}}", "did you mean 'n_interests'"),
         ("variants: [one]", "must map names to settings"),
+        ("variants: {one: {label: 3}, two: {}}", "variants.one.label: must be a text of one line, is 3"),
         ("variants: {one: {}, two: {split: {kind: loo}}}", "differs from the baseline's"),
     ],
 )

@@ -74,6 +74,28 @@ def test_a_suite_gets_a_page(tmp_path: Path) -> None:
     assert main(["report", str(folder)]) == 2
 
 
+def test_a_suite_with_a_model_that_has_no_agreement_gets_a_page(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    runs = {name: {0: make_run(tmp_path / name, random.random(60))} for name in ("base", "words", "knn")}
+    for name, values in (("base", np.zeros(60)), ("words", np.full(60, 0.25))):
+        path = runs[name][0] / "metrics.parquet"
+        frame = polars.read_parquet(path)
+        rows = frame.filter(metric="recall").with_columns(
+            polars.lit("agreement").alias("metric"), polars.lit(0, polars.Int32).alias("k")
+        )
+        rows = rows.sort("part", "user_idx").with_columns(
+            polars.Series("value", np.tile(values, len(rows) // 60) + random.normal(0, 0.01, len(rows)))
+        )
+        polars.concat([frame, rows]).write_parquet(path)
+    found = compare("suite", runs, "base", ("recall@20", "agreement"), "", 200, {"words": "the LLM's words"})
+    write_comparison(found, tmp_path / "suite" / "comparison")
+    assert main(["report", str(tmp_path / "suite"), "--to", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "+0.25" in page  # a difference: nothing can be relative to an agreement of 0
+    assert "agreement (difference)" in page
+    assert "the LLM&#39;s words" in page
+
+
 def test_titles_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
     chart = points({evil: ([0.0, 1.0], [0.0, 1.0])}, "none")

@@ -69,7 +69,9 @@ def _compare(options: argparse.Namespace) -> None:
         failed = run_suite(planned[index - 1 :: shards], suite.folder)
         planned = plan(suite, options.any_code)
     runs = finished_runs(suite, planned)
-    comparison = compare(f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question)
+    comparison = compare(
+        f"{suite.folder.name}", runs, suite.baseline, suite.metrics, suite.question, labels=suite.labels
+    )
     console.print(to_rich(comparison))
     for sentence in sentences(comparison):
         console.print(sentence, highlight=False, soft_wrap=True)

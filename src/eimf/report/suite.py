@@ -13,6 +13,7 @@ from eimf.evaluation.groups import POPULARITY
 from eimf.report.figures import interval_panels, intervals, lines
 from eimf.report.page import Cell, Section, number
 from eimf.runs.curves import read_curves
+from eimf.studies.comparison import LEVEL
 
 
 def describe_suite(folder: Path, to: Path) -> list[Section]:
@@ -21,21 +22,45 @@ def describe_suite(folder: Path, to: Path) -> list[Section]:
     sections = [
         Section("Result", (comparison["question"], *comparison["sentences"], _note(comparison)), *_table(comparison))
     ]
-    lifts = {}
-    for metric in comparison["metrics"]:
-        cells = [(name, one[metric]) for name, one in comparison["cells"].items() if one[metric]["lift"] is not None]
-        if cells:
-            lifts[metric] = [(name, *(100 * one[key] for key in ("lift", "low", "high"))) for name, one in cells]
-    if lifts:
-        chart = interval_panels(lifts, f"lift over {comparison['baseline']} (%), 95% interval")
+    if lifts := _lifts(comparison):
+        chart = interval_panels(lifts, f"lift over {_label(comparison, comparison['baseline'])}, 95% interval")
         sections.append(Section("Lifts", charts=(chart,)))
     if curves := _curves(comparison):
         sections.append(Section("Learning curves", ("The first seed of each variant.",), charts=curves))
     sections += _groups(folder, comparison)
     names = list(dict.fromkeys(name for one in comparison["costs"].values() for name in one))
-    costs = tuple((name, *(number(one.get(key)) for key in names)) for name, one in comparison["costs"].items())
+    costs = tuple(
+        (_label(comparison, name), *(number(one.get(key)) for key in names))
+        for name, one in comparison["costs"].items()
+    )
     sections.append(Section("Costs", head=("variant", *(n.replace("_", " ") for n in names)), rows=costs))
     return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(to, comparison))]
+
+
+def _label(comparison: dict[str, Any], variant: str) -> str:
+    return comparison.get("labels", {}).get(variant, variant)
+
+
+def _lifts(comparison: dict[str, Any]) -> dict[str, list[tuple[str, float, float, float]]]:
+    """Lift and interval of each variant, for each metric; in percent where they are relative."""
+    lifts: dict[str, list[tuple[str, float, float, float]]] = {}
+    for metric in comparison["metrics"]:
+        for variant, cells in comparison["cells"].items():
+            one = cells[metric]
+            if one["lift"] is None:
+                continue
+            relative = one.get("relative", True)
+            low, mid, high = (100 * one[key] if relative else one[key] for key in ("low", "lift", "high"))
+            title = f"{metric} (%)" if relative else f"{metric} (difference)"
+            lifts.setdefault(title, []).append((_label(comparison, variant), mid, low, high))
+    return lifts
+
+
+def _lift(cell: dict[str, Any]) -> str:
+    if cell["lift"] is None:
+        return ""
+    text = f"{cell['lift']:+.1%}" if cell.get("relative", True) else f"{cell['lift']:+.3f}"
+    return text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else "")
 
 
 def _note(comparison: dict[str, Any]) -> str:
@@ -51,14 +76,17 @@ def _table(comparison: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[Any
     head = ("variant", *(text for metric in comparison["metrics"] for text in (metric, "lift")))
     rows = []
     for variant, cells in comparison["cells"].items():
-        row: list[Any] = [variant]
+        row: list[Any] = [_label(comparison, variant)]
         for metric in comparison["metrics"]:
             one = cells[metric]
-            order = sorted((each[metric]["mean"] for each in comparison["cells"].values()), reverse=True)
+            means = (each[metric]["mean"] for each in comparison["cells"].values())
+            order = sorted((mean for mean in means if mean is not None), reverse=True)
+            if one["mean"] is None:  # some models have no agreement
+                row += ["", ""]
+                continue
             style = {0: "best", 1: "second"}.get(order.index(one["mean"]), "")
             spread = "" if one["deviation"] is None else f" ± {one['deviation']:.4f}"
-            lift = "" if one["lift"] is None else f"{one['lift']:+.1%}{'*' if one['p'] < 0.05 else ''}"
-            row += [Cell(f"{one['mean']:.4f}{spread}", style), lift]
+            row += [Cell(f"{one['mean']:.4f}{spread}", style), _lift(one)]
         rows.append(tuple(row))
     return head, tuple(rows)
 
@@ -72,7 +100,10 @@ def _curves(comparison: dict[str, Any]) -> tuple[str, ...]:
         if rows:
             monitor = load(folder / "config.yaml").monitor
             logged = [row for row in rows if monitor in row]
-            curves[variant] = ([row["epoch"] + 1 for row in logged], [row[monitor] for row in logged])
+            curves[_label(comparison, variant)] = (
+                [row["epoch"] + 1 for row in logged],
+                [row[monitor] for row in logged],
+            )
             monitors.add(monitor)
     return (lines(curves, "epoch", " or ".join(sorted(monitors))),) if curves else ()
 

@@ -1,7 +1,7 @@
 """Compares the variants of a suite: means over seeds, lifts, and paired tests."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class Comparison:
     """Variant -> name of a cost -> mean over its runs."""
     runs: dict[str, dict[int, str]]
     """Variant -> seed -> run folder."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Names for tables and reports, of the variants that have one."""
+
+    def label(self, variant: str) -> str:
+        """Name of a variant for people."""
+        return self.labels.get(variant, variant)
 
     def ranks(self, metric: str) -> list[str]:
         """Variants from best to worst; those without a value last."""
@@ -89,11 +95,13 @@ def compare(
     metrics: tuple[str, ...],
     question: str = "",
     resamples: int = 10_000,
+    labels: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare finished runs.
 
     Args:
         runs: variant -> seed -> run folder. The tests use the seeds that both a variant and the baseline have.
+        labels: variant -> its name in tables and reports.
 
     Raises:
         ArtifactError: a run is not finished, or the runs were not evaluated on the same users.
@@ -126,7 +134,7 @@ def compare(
             cells[variant][metric] = Cell(mean, spread, len(means), *lift, relative=metric != AGREEMENT)
     costs = {variant: _mean_costs(list(by_seed.values())) for variant, by_seed in results.items()}
     folders = {variant: {seed: str(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()}
-    return Comparison(name, question, baseline, part, metrics, cells, costs, folders)
+    return Comparison(name, question, baseline, part, metrics, cells, costs, folders, dict(labels or {}))
 
 
 def _check_filters(

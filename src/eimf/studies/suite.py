@@ -49,6 +49,8 @@ class Suite:
     """Metric keys of the table, such as `recall@20`; empty: recall, NDCG and hit rate at all cut-offs."""
     variants: dict[str, list[Config]]
     """Configurations of each variant, one per seed."""
+    labels: dict[str, str]
+    """Names for tables and reports, of the variants that have one (`label`)."""
 
     @property
     def folder(self) -> Path:
@@ -99,6 +101,8 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     The base of each variant is the experiment file of its data set and backbone (`experiments/beauty/mind.yaml`), as in
     `eimf train --dataset beauty --backbone mind`.
 
+    A variant's `label` is its name in tables and reports; it changes no run.
+
     Args:
         path: a file, or the name of one in experiments/suites.
         overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]`,
@@ -134,9 +138,13 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     if baseline not in variants:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
     configs_of: dict[str, list[Config]] = {}
-    for variant, own in variants.items():
+    labels: dict[str, str] = {}
+    for variant, given in variants.items():
         where = f"{path}: variants.{variant}"
-        settings = merge(named(common), named(_mapping(own, where)))
+        own = _mapping(given, where)
+        if (label := own.pop("label", None)) is not None:
+            labels[str(variant)] = _label(label, where)
+        settings = merge(named(common), named(own))
         try:
             config = _load_layers(settings, overrides)
         except ConfigError as error:
@@ -157,7 +165,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     known = [*first.metric_keys, AGREEMENT]  # empty without eval.labels
     if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in known]:
         raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
-    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of)
+    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of, labels)
 
 
 def _load_layers(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
@@ -174,6 +182,12 @@ def _load_layers(settings: Mapping[str, Any], overrides: Sequence[str]) -> Confi
 
 def _metrics(config: Config) -> list[str]:
     return [f"{kind}@{k}" for k in config.cutoffs for kind in ("recall", "ndcg", "hr")]
+
+
+def _label(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{where}.label: must be a text of one line, is {value!r}.")
+    return value
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

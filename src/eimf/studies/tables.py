@@ -75,7 +75,7 @@ def to_rich(found: Comparison) -> Table:
             style = "bold" if rank == 0 else "underline" if rank == 1 else ""
             lift = _lift(cells[metric])
             row.append(Text(_value(cells[metric]), style) + Text(f"\n{lift}" if lift else ""))
-        table.add_row(Text(variant), *row)
+        table.add_row(Text(found.label(variant)), *row)
     return table
 
 
@@ -95,7 +95,7 @@ def to_markdown(found: Comparison) -> str:
             rank, value = found.ranks(metric).index(variant), _value(cells[metric])
             value = f"**{value}**" if rank == 0 else f"<u>{value}</u>" if rank == 1 else value
             row.append(f"{value} {_lift(cells[metric])}".strip())
-        name = variant.replace("|", "\\|")
+        name = found.label(variant).replace("|", "\\|")
         lines.append(f"| {name} | {cells[found.metrics[0]].seeds} | " + " | ".join(row) + " |")
     return "\n".join(lines) + f"\n\n{NOTE}\n"
 
@@ -119,7 +119,7 @@ def to_latex(found: Comparison, lifts: bool = False) -> str:
     lines = [r"% \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * len(found.metrics) + "}", r"\toprule"]
     lines += [" & ".join(["", *map(_tex, found.metrics)]) + r" \\", r"\midrule"]
     for variant, cells in found.cells.items():
-        row = [_tex(variant)]
+        row = [_tex(found.label(variant))]
         for metric in found.metrics:
             cell, rank = cells[metric], found.ranks(metric).index(variant)
             value = "-" if np.isnan(cell.mean) else f"{cell.mean:.4f}"
