@@ -37,6 +37,8 @@ def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path
         "Repeat it",
     ):
         assert f"<h2>{title}" in page
+    assert "Without training, on the same users: popularity 0." in page
+    assert "<th>item_knn, test</th>" in " ".join(page.split())
     assert 'src="http' not in page
     assert "@import" not in page
     assert "<link" not in page

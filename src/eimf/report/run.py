@@ -31,7 +31,7 @@ from eimf.serving.recommender import Recommender
 from eimf.serving.recommender import load as load_model
 from eimf.training.build import build_data
 from eimf.training.datamodule import InteractionData
-from eimf.training.evaluate import group_held_out
+from eimf.training.evaluate import evaluate_baselines, group_held_out
 
 MAP_ITEMS = 2_000
 """Most items that the map shows: more would hide each other, and make the page slow."""
@@ -65,18 +65,25 @@ def describe_run(folder: Path) -> list[Section]:
     )
     keys = [key for key in summary if not key.startswith(("untied/", "raw/", "proportional/", *USE))]
     beside = [prefix for prefix in ("raw", "untied") if any(key.startswith(f"{prefix}/") for key in summary)]
+    baselines = {
+        name: evaluation.summary
+        for name, evaluation in evaluate_baselines(config, prepared, part).items()
+        if name != config.backbone.name
+    }
     rows = tuple(
         (
             key,
             *(number(results.get(p, {}).get(key)) for p in ("val", "test")),
+            *(number(values.get(key)) for values in baselines.values()),
             *(number(summary.get(f"{prefix}/{key}")) for prefix in beside),
         )
         for key in keys
     )
-    head = ("metric", "val", "test", *(f"{part}, {prefix}" for prefix in beside))
+    head = ("metric", "val", "test", *(f"{name}, {part}" for name in baselines))
+    head += tuple(f"{part}, {prefix}" for prefix in beside)
     curves = read_curves(folder / "metrics.csv")
     best = best_epoch(curves, config.monitor)
-    remarks = _remarks(summary, config, curves, best)
+    remarks = (*_beside(summary, baselines, shown), *_remarks(summary, config, curves, best))
     sections = [Section("Result", (answer, *remarks), head, rows), _data(prepared, results)]
     charts = _curves(curves, best)
     if charts:
@@ -195,6 +202,16 @@ def _curves(rows: Sequence[Mapping[str, float]], best: int | None) -> tuple[str,
     if terms:
         charts.append(panels(terms, "epoch", best))
     return tuple(charts)
+
+
+def _beside(summary: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], shown: str) -> tuple[str, ...]:
+    """A sentence that sets the result beside those of models without training."""
+    said = [f"{name} {values[shown]:.2f}" for name, values in baselines.items()]
+    if not said:
+        return ()
+    text = f"Without training, on the same users: {', '.join(said)}."
+    best = max(values[shown] for values in baselines.values())
+    return (text + (" The model is not above all of them." if summary[shown] <= best else ""),)
 
 
 def _remarks(

@@ -11,10 +11,11 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from eimf.config.load import load
+from eimf.config.load import from_dict, load, to_dict
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
 from eimf.data.splits import Spans
 from eimf.data.text import item_vectors
 from eimf.evaluation.agreement import agreement_frame, attended, held_out_groups, measure_agreement
@@ -102,6 +103,35 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
     model = build_model(config, data)
     load_weights(model, folder / BEST)
     return evaluate_model(build_trainer(config), model, data, config.eval.test, config.eval.labels), config
+
+
+BASELINES = {"popularity": 10_000_000, "item_knn": 20_000}
+"""Models that need no training, and the most items for which they are worth their time and memory (item_knn: the square
+of the number of items)."""
+
+
+def evaluate_baselines(config: Config, prepared: Prepared, part: str) -> dict[str, Evaluation]:
+    """Evaluate models without training on the held-out users of a run, with the lists that the run has.
+
+    Args:
+        part: `test` or `val`.
+    """
+    quiet_lightning()
+    found = {}
+    for name, most in BASELINES.items():
+        if prepared.n_items > most:
+            continue
+        values = to_dict(config)
+        kept = {key: values[key] for key in ("dataset", "split", "data", "seed")}
+        lists = {key: values["eval"][key] for key in ("cutoffs", "monitor", "filter_seen")} | {
+            "diversity_lambdas": [0.0]
+        }
+        trainer = {"accelerator": "cpu", "devices": 1, "progress": False}
+        baseline = from_dict(kept | {"backbone": {"name": name}, "eval": lists, "trainer": trainer})
+        data = build_data(baseline, prepared, labelled=False)
+        model = build_model(baseline, data, train=True)
+        found[name] = evaluate_model(build_trainer(baseline), model, data, part == "test")[part]
+    return found
 
 
 def load_weights(model: MultiInterestModel, path: Path) -> None:
