@@ -65,7 +65,7 @@ test: .venv/.ready-dev ## run all tests, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-fast: .venv/.ready-dev ## run the tests that take a minute, for every day
-	$(BIN)/python -m pytest --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz and not image" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --ignore=tests/e2e --ignore=tests/house/test_outside.py --ignore=tests/house/test_docs.py -m "not slow and not fuzz and not image" $(ARGS)
 
 fuzz: .venv/.ready-dev ## search for raw files that break preparation (minutes)
 	$(BIN)/python -m pytest tests/property tests/runs -m fuzz $(ARGS)
