@@ -56,7 +56,7 @@ def describe_run(folder: Path) -> list[Section]:
     summary = results[part]
     answer = (
         f"{config.backbone.name} on {config.dataset.name} ({config.split.kind} split, seed {config.seed}) finds "
-        f"{summary[shown]:.2f} of what {part} users choose next among {shown.split('@')[1]} recommendations "
+        f"{summary[shown]:.3f} of what {part} users choose next among {shown.split('@')[1]} recommendations "
         + (
             "that they do not have yet."
             if results.get("filter_seen")
@@ -206,7 +206,7 @@ def _curves(rows: Sequence[Mapping[str, float]], best: int | None) -> tuple[str,
 
 def _beside(summary: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], shown: str) -> tuple[str, ...]:
     """A sentence that sets the result beside those of models without training."""
-    said = [f"{name} {values[shown]:.2f}" for name, values in baselines.items()]
+    said = [f"{name} {values[shown]:.3f}" for name, values in baselines.items()]
     if not said:
         return ()
     text = f"Without training, on the same users: {', '.join(said)}."
