@@ -5,7 +5,8 @@
 
 A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -->` gets the table of
 `docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
-significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`.
+significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
+`<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote.
 """
 
 import json
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md", DOCS / "howto" / "http.md")
+HOWTO = DOCS / "howto"
+PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md", HOWTO / "http.md", HOWTO / "words.md")
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -66,6 +68,16 @@ def latencies(found: dict[str, Any]) -> str:
     )
 
 
+def words(shops: dict[str, dict[str, Any]]) -> str:
+    """Markdown of what `python -m eimf.studies.words` wrote about several shops."""
+    lines = ["| recall@50 of test users | " + " | ".join(shops) + " |", "| --- |" + " ---: |" * len(shops)]
+    for name in next(iter(shops.values()))["recall"]:
+        row = [f"{shop['recall'][name]['test']:.3f}" for shop in shops.values()]
+        lines.append(f"| {name} | " + " | ".join(row) + " |")
+    lines.append("| *users* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
+    return "\n".join(lines)
+
+
 def on(machine: dict[str, Any]) -> str:
     """The machine that made a table."""
     return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
@@ -77,8 +89,13 @@ def fill(text: str) -> str:
     def renew(match: re.Match[str]) -> str:
         wanted, _, only = match[2].partition(" only: ")
         name, *metrics = wanted.split()
-        found = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        made = latencies(found) if metrics == ["latency"] else table(found, metrics, only.split())
+        files = {
+            one: json.loads((DOCS / "results" / f"{one}.json").read_text(encoding="utf-8")) for one in name.split(",")
+        }
+        if metrics == ["words"]:
+            made = words({one.removeprefix("words-").replace("_", " "): found for one, found in files.items()})
+        else:
+            made = latencies(files[name]) if metrics == ["latency"] else table(files[name], metrics, only.split())
         return f"{match[1]}{made}\n{match[3]}"
 
     return BLOCK.sub(renew, text)
