@@ -8,12 +8,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# needs NAME,EXAMPLE: stop with one line if the variable NAME has no value.
+needs = @test -n "$($(1))" || { echo "make: $(1) is missing; for example: $(2)" >&2; exit 2; }
+
 .DEFAULT_GOAL := help
 .PHONY: help setup prepare train labels compare sweep agent evaluate report explore recommend test test-fast test-image fuzz lint bench bench-peers docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
-	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) SWEEP=$(SWEEP) RUN=<run folder> ARGS="key=value ..."'
+	@echo 'variables:  DATASET=$(DATASET) BACKBONE=$(BACKBONE) SUITE=$(SUITE) SWEEP=$(SWEEP) RUN=<run folder> EIMF=1 (train with explicit interests) ARGS="key=value ..."'
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -47,18 +50,23 @@ sweep: .venv/.ready-llm ## search settings by experiments/sweeps/SWEEP.yaml at W
 	$(BIN)/eimf sweep experiments/sweeps/$(SWEEP).yaml $(if $(OFFLINE),--offline) $(ARGS)
 
 agent: .venv/.ready-llm ## join the sweep SWEEP_ID (entity/project/id) at W&B, on any machine
+	$(call needs,SWEEP_ID,make agent SWEEP_ID=team/eimf/a1b2c3d4)
 	$(BIN)/eimf sweep --join $(SWEEP_ID) $(ARGS)
 
 evaluate: .venv/.ready ## evaluate the run folder RUN again
+	$(call needs,RUN,make evaluate RUN=lightning_logs/demo-comirec_sa/version_0)
 	$(BIN)/eimf evaluate $(RUN) $(ARGS)
 
 report: .venv/.ready ## write one HTML page about the run or suite folder RUN
+	$(call needs,RUN,make report RUN=lightning_logs/demo-comirec_sa/version_0)
 	$(BIN)/eimf report $(RUN) $(ARGS)
 
 explore: .venv/.ready ## look into the run folder RUN (or several) in a browser
+	$(call needs,RUN,make explore RUN=lightning_logs/demo-comirec_sa/version_0)
 	$(BIN)/eimf explore $(RUN) $(ARGS)
 
 recommend: .venv/.ready ## recommend with RUN, for example ARGS="--user u000000"
+	$(call needs,RUN,make recommend RUN=lightning_logs/demo-comirec_sa/version_0)
 	$(BIN)/eimf recommend $(RUN) $(ARGS)
 
 test: .venv/.ready-dev ## run all tests, a process for each core

@@ -73,6 +73,8 @@ def test_serving_loads_neither_lightning_nor_torchmetrics() -> None:
         ("max_epochs=2", "did you mean trainer.max_epochs?"),
         ("n_interests=4", "did you mean backbone.n_interests?"),
         ("lr=0.1", "did you mean optim.lr?"),
+        ("epochs=3", "did you mean trainer.max_epochs?"),
+        ("embedding_size=32", "did you mean backbone.embed_dim?"),
         ("optim.max_epochs=2", "did you mean trainer.max_epochs?"),
         ("trainer.max_epoch=2", "did you mean 'max_epochs'?"),
         ("optim.lr=fast", "optim.lr: must be a number, is 'fast'."),
@@ -97,12 +99,16 @@ def test_other_hints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         with pytest.raises(SystemExit):
             main(["train", *given])
         assert "did you mean seed=4?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--epochs", "3"])
+    assert "did you mean trainer.max_epochs=3?" in capsys.readouterr().err
     assert main(["compare", "backbone"]) == 2
     assert "no such suite (did you mean 'backbones'?)" in capsys.readouterr().err
     given = [*TINY, f"data.root={tmp_path}/data", f"logger.root={tmp_path}/logs", f"eimf.labels={tmp_path}/none.db"]
     assert main(["train", "--eimf", *given]) == 2
-    assert "none.db: no labels yet. Make some with eimf label run" in capsys.readouterr().err
+    assert "none.db: no labels yet (no such file). Make some with eimf label run" in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "data").exists()  # said before anything is prepared
 
 
 def test_a_training_run_says_a_line_an_epoch_and_what_to_try(

@@ -116,7 +116,7 @@ def test_dirty_rows_are_counted_and_reported(tmp_path: Path) -> None:
     assert repairs["rows that repeat user, item and time (dropped)"] == 1
     assert repairs["user_ids that differed from another one by outer spaces only"] == 1
     assert repairs["item_ids with bytes that are not UTF-8"] == 1
-    assert repairs["rows earlier than the user's row before (sorted by time)"] == 1
+    assert repairs["rows out of time order (sorted)"] == 1
 
 
 @pytest.mark.parametrize(

@@ -204,8 +204,11 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
     run.with_name("results.json").rename(tmp_path / "results.json")  # it is never continued, or it were of two codes
     assert {one.state for one in plan(suite, True) if one.title == "one, seed 0"} == {"missing"}
     (tmp_path / "results.json").rename(run.with_name("results.json"))
+    other = folder / "comparison" / "comparison.json"
+    other.write_text(json.dumps({"runs": {"one": {"0": "x", "7": "y"}}}))
     assert main([*command, "seeds=[0]", "--no-run", "--any-code", "--groups"]) == 0
     out = capsys.readouterr().out
+    assert "'seeds=[0,7]' compares them again" in out
     assert "other code" in out
     assert set(polars.read_csv(folder / "comparison" / "groups.csv")["group"]) == {
         "history length",

@@ -1,6 +1,7 @@
 """The command `eimf compare`: make the missing runs of a suite, and compare all of them."""
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -87,10 +88,25 @@ def _compare(options: argparse.Namespace) -> None:
     about = {name: record.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
     about |= {"command": command, "dataset": suite.first.dataset.name, "split": suite.first.split.kind}
     about["users"] = read_results(first)["users"]
+    _say_replaced(suite.folder / "comparison" / "comparison.json", runs)
     paths = write_comparison(comparison, suite.folder / "comparison", about)
     log.info(f"written: {paths[0].parent}/ ({', '.join(path.name for path in paths)})")
     if failed:
         raise ArtifactError(f"{suite.name}: {len(failed)} runs failed: {'; '.join(failed)}. See {suite.folder}/logs.")
+
+
+def _say_replaced(before: Path, runs: "dict[str, dict[int, Path]]") -> None:
+    """Log that a comparison of seeds which this one has not is replaced."""
+    try:
+        earlier = {int(seed) for seeds in json.loads(before.read_text())["runs"].values() for seed in seeds}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return
+    if earlier - {seed for seeds in runs.values() for seed in seeds}:
+        shown = ",".join(map(str, sorted(earlier)))
+        log.info(
+            f"{before.parent}: a comparison with other seeds is replaced; its runs are kept: "
+            f"'seeds=[{shown}]' compares them again"
+        )
 
 
 def _without_folder(setting: str) -> str:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from eimf.cli import compare, labels, serve, sweep, train
 from eimf.cli.arguments import epilog
 from eimf.core.errors import EimfError
+from eimf.core.options import OTHER_NAMES
 from eimf.core.version import VERSION
 
 DEBUG = "EIMF_DEBUG"
@@ -49,7 +50,8 @@ def _as_setting(option: str, given: Sequence[str]) -> str:
         return ""
     after = [text for before, text in pairwise(given) if before == option][:1]
     shown = value if equals else after[0] if after and not after[0].startswith("-") else "VALUE"
-    return f" (settings have no dashes: did you mean {name[2:].replace('-', '_')}={shown}?)"
+    setting = name[2:].replace("-", "_")
+    return f" (settings have no dashes: did you mean {OTHER_NAMES.get(setting, setting)}={shown}?)"
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
@@ -89,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="eimf",
-        description="Trains, compares and serves multi-interest models of users, from behaviour and an LLM's words.",
+        description="Multi-interest sequential recommendation: trains, compares and serves models.",
         epilog=epilog(("eimf train --dataset demo", "eimf train --help"), "index.md"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,8 @@
 """Tables that several commands print."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,10 +76,17 @@ def print_training(folder: Path, monitor: str, user_id: str) -> None:
             f"{sum(row['seconds'] for row in rows):.1f} seconds of training"
         )
     run = shlex.quote(str(folder))
-    print(f"written: {run}/ (config.yaml, metrics.csv, results.json, checkpoints/best.ckpt, ...)")
+    curves = "metrics.csv, " if rows else ""  # a model without training has none
+    print(f"written: {run}/ (config.yaml, {curves}results.json, checkpoints/best.ckpt, ...)")
     commands = (f"recommend {run} --user={shlex.quote(user_id)}", f"report {run}", f"explore {run} --open")
     for start, command in zip(("try:    ", "        ", "        "), commands, strict=True):
-        print(f"{start} eimf {command}")
+        print(f"{start} {program()} {command}")
+
+
+def program() -> str:
+    """How `eimf` can be called here: by its name, or by the path that it was called by, if it is on no path."""
+    called = Path(sys.argv[0])
+    return shlex.quote(str(called)) if called.name == "eimf" and shutil.which("eimf") is None else "eimf"
 
 
 def print_results(results: "dict[str, Evaluation]", title: str) -> None:

@@ -141,7 +141,12 @@ def _say_repeats(config: "Config", prepared: "Prepared") -> None:
     except DataError:  # too few users for this split; only training needs one
         return
     share = share_of_repeats(prepared.sequences, parts.validation, parts.test)
-    log.info(f"  {share:.1%} of the held-out targets ({config.split.kind} split) repeat an item of the user's context")
+    filters = {"auto": share == 0, "true": True, "false": False}[config.eval.filter_seen]
+    how = "leave out the items that a user has" if filters else "may hold items that a user has (unfiltered)"
+    log.info(
+        f"  {share:.1%} of the held-out targets ({config.split.kind} split) repeat an item of the user's context: "
+        f"lists {how}"
+    )
 
 
 def _simulate(options: argparse.Namespace) -> None:
@@ -171,10 +176,12 @@ def _train(options: argparse.Namespace) -> None:
     from eimf.cli.tables import print_results, print_statistics, print_training
     from eimf.data.prepare import prepare
     from eimf.evaluation.remarks import describe_interests
+    from eimf.runs.provenance import label_digest
     from eimf.training.processes import is_first_process
     from eimf.training.train import resume_config, train
 
     config = load_experiment(options) if options.resume is None else resume_config(options.resume, options.experiment)
+    label_digest(config)  # missing labels are said before anything is prepared
     prepared = prepare(config.dataset, config.data.root)
     first = is_first_process()
     if first:

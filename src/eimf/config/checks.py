@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from eimf.config.components import BACKBONES, METRICS
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
-from eimf.core.options import check_ranges, is_variable, nearest
+from eimf.core.options import OTHER_NAMES, check_ranges, is_variable, nearest
 
 EVIDENCE = ("text", "interests", "cooccurrence")
 """What items can be compared by, for the start of the item table and for prototypes."""
@@ -49,6 +49,8 @@ def check_keys(
 
 def _suggest(key: str, known: Mapping[str, Any], settings: Sequence[str]) -> str:
     """A hint at the setting that a wrong key may mean."""
+    if key in OTHER_NAMES and OTHER_NAMES[key] in settings:
+        return f" (did you mean {OTHER_NAMES[key]}?)"
     places = {setting.rpartition(".")[2]: setting for setting in reversed(settings)}  # the first place counts
     close = [key] if key in places else get_close_matches(key, list(places), n=1, cutoff=0.75)
     if close and not get_close_matches(key, list(known), n=1, cutoff=0.8):

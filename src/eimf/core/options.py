@@ -64,6 +64,17 @@ def take_options(kind: type[Options], whole: Options | None, given: dict[str, An
     return options
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("epochs", "epoch", "n_epochs", "num_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("learning_rate", "lr"), "optim.lr"),
+    **dict.fromkeys(("batch", "bs"), "data.batch_size"),
+    **dict.fromkeys(("dim", "embedding_dim", "embedding_size", "hidden_size"), "backbone.embed_dim"),
+    **dict.fromkeys(("k", "num_interests"), "backbone.n_interests"),
+    "gpus": "trainer.devices",
+}
+"""What other projects call some settings."""
+
+
 def nearest(word: str, choices: list[str]) -> str:
     """A hint at the choice that looks most like a word, or nothing."""
     close = get_close_matches(word, choices, n=1, cutoff=0.5)

@@ -160,7 +160,7 @@ def build_sequences(
     time = time[kept] if len(kept) < len(time) else time
     backwards = int(((time[1:] < time[:-1]) & (user_codes[1:] == user_codes[:-1])).sum())
     if backwards:
-        repairs["rows earlier than the user's row before (sorted by time)"] = backwards
+        repairs["rows out of time order (sorted)"] = backwards
 
     item_index, ranked = number_items(np.bincount(item_codes))
     lengths = np.bincount(user_codes)

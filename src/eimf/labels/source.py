@@ -65,9 +65,9 @@ def is_cache(path: Path) -> bool:
             return file.read(16) == b"SQLite format 3\0"
     except FileNotFoundError:
         raise LabelError(
-            f"{path}: no labels yet. Make some with eimf label run and the same data set (--dry-run shows the cost), "
-            "read some with eimf label import --from FILE, or name a file with eimf.labels=FILE; shipped are those of "
-            f"{', '.join(names_in('labels', 'jsonl'))}."
+            f"{path}: no labels yet (no such file). Make some with eimf label run and the same data set (--dry-run "
+            "shows the cost), read some with eimf label import --from FILE, or name another with eimf.labels=FILE; "
+            f"shipped are those of {', '.join(names_in('labels', 'jsonl'))}."
         ) from None
     except OSError as error:
         raise LabelError(f"{path}: cannot be read ({error.strerror}).") from None
