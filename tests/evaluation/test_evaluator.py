@@ -117,6 +117,9 @@ def test_more_weight_on_categories_gives_more_diverse_lists() -> None:
     assert diversity[0] < diversity[2]
     assert found.trade_off[0]["recall@5"] == pytest.approx(found.summary["recall@5"])
     assert not any(key.startswith("controlled/") for key in found.summary)
+    # One interest and long lists: there are still items to choose from.
+    found = evaluate(users[:, :1], items, lists(4, 1), k=(50,), diversity_lambdas=(0.0, 50.0), categories=categories)
+    assert found.trade_off[0]["diversity@50"] < found.trade_off[1]["diversity@50"]
     unknown = evaluate(users, items, lists(4, 1), k=(5,), diversity_lambdas=(0.5,), categories=torch.zeros(61).long())
     assert unknown.trade_off == []
 

@@ -31,8 +31,8 @@ from eimf.evaluation.metrics import (
     list_overlap,
 )
 from eimf.evaluation.retrieval import (
-    CONTROLLED_POOL,
     Retrieved,
+    controlled_pool,
     fill_proportionally,
     make_index,
     rerank_diverse,
@@ -142,7 +142,8 @@ class Evaluator:
         targets, seen = targets.cpu(), seen.cpu() if seen is not None and self.filter_seen else None
         tied = tied.cpu() if tied is not None else torch.zeros(len(user_idx), dtype=torch.bool)
         vectors = interests.detach().float().cpu()
-        candidates = retrieve(self.index, vectors, self.depth, seen, CONTROLLED_POOL if any(self.lambdas) else 0)
+        pool = controlled_pool(self.depth, vectors.shape[1]) if any(self.lambdas) else 0
+        candidates = retrieve(self.index, vectors, self.depth, seen, pool)
         ranked = Retrieved(*(part[:, : self.depth] for part in candidates))
         hits, n_targets = find_hits(ranked.items, targets)
         for metric in self.metrics.values():

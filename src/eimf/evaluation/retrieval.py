@@ -291,6 +291,11 @@ def is_member(items: Int[Tensor, "B C"], group: Ragged) -> Bool[Tensor, "B C"]:
     return (keys[place] == wanted) & (items != 0)
 
 
+def controlled_pool(n: int, n_interests: int) -> int:
+    """Candidates of each interest from which `rerank_diverse` chooses n: ComiRec's number, and at least 2n in all."""
+    return max(CONTROLLED_POOL, -(-2 * n // n_interests))
+
+
 def retrieve(
     index: ItemIndex,
     interests: Float[Tensor, "B K D"],

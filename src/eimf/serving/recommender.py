@@ -33,10 +33,10 @@ from eimf.core.files import sha256_file
 from eimf.data.batch import Ragged
 from eimf.data.prepared import leaf_categories
 from eimf.evaluation.retrieval import (
-    CONTROLLED_POOL,
     NEVER,
     ItemIndex,
     Retrieved,
+    controlled_pool,
     fill_proportionally,
     rerank_diverse,
     retrieve,
@@ -456,7 +456,8 @@ class Recommender:
                 return fill_proportionally(items, scores, n)
             interest = torch.arange(items.shape[1])[:, None].expand_as(items)
             return Retrieved(items.flatten(0, 1), scores.flatten(0, 1), interest.flatten(0, 1))
-        ranked = retrieve(self.index, vectors, n, seen, CONTROLLED_POOL if options.diversity else 0, allowed)
+        pool = controlled_pool(n, vectors.shape[1]) if options.diversity else 0
+        ranked = retrieve(self.index, vectors, n, seen, pool, allowed)
         if options.diversity:
             ranked = rerank_diverse(ranked, self._categories, n, options.diversity)
         short = n - ranked.items.shape[1]
