@@ -6,9 +6,11 @@
 A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -->` gets the table of
 `docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
 significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
+`<!-- table: NAME groups only: VARIANT ... -->` the lifts by groups of users in `docs/results/NAME-groups.csv`, and
 `<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote.
 """
 
+import csv
 import json
 import re
 import sys
@@ -27,7 +29,7 @@ def table(found: dict[str, Any], metrics: list[str], only: list[str]) -> str:
     lines = ["| variant | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
     for variant in variants:
         row = [cell(found["cells"][variant].get(metric)) for metric in metrics]
-        lines.append(f"| {variant} | " + " | ".join(row) + " |")
+        lines.append(f"| {found.get('labels', {}).get(variant, variant)} | " + " | ".join(row) + " |")
     return "\n".join([*lines, "", source(found)])
 
 
@@ -47,11 +49,27 @@ def source(found: dict[str, Any]) -> str:
     about = found["about"]
     seeds = sorted({seed for runs in found["runs"].values() for seed in runs}, key=int)
     users = f"{about['users'][found['part']]:,} {'test' if found['part'] == 'test' else 'validation'} users"
+    seed = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
     return (
-        f"`{about['command']}`: {users}, {about['split']} split, seeds {', '.join(seeds)}; lifts over "
+        f"`{about['command']}`: {users}, {about['split']} split, {seed}; lifts over "
         f"`{found['baseline']}`, * p < 0.05 after Holm's correction (paired bootstrap over users and seeds). "
         f"{on(about['machine'])}"
     )
+
+
+def groups(path: Path, variants: list[str], named: dict[str, str]) -> str:
+    """Markdown of the lifts by groups of users that `eimf compare --groups` wrote."""
+    with path.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["variant"] in variants]
+    lines = ["| group | level | users | " + " | ".join(named.get(one, one) for one in variants) + " |"]
+    lines.append("| --- | --- | ---: |" + " ---: |" * len(variants))
+    for group, level in dict.fromkeys((row["group"], row["level"]) for row in rows):
+        cells = {row["variant"]: row for row in rows if (row["group"], row["level"]) == (group, level)}
+        lifts = [{key: float(cells[one][key]) for key in ("lift", "low", "high")} for one in variants]
+        shown = [f"{one['lift']:+.1%} ({one['low']:+.1%} to {one['high']:+.1%})" for one in lifts]
+        users = int(next(iter(cells.values()))["users"])
+        lines.append(f"| {group} | {level} | {users:,} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def latencies(found: dict[str, Any]) -> str:
@@ -92,7 +110,9 @@ def fill(text: str) -> str:
         files = {
             one: json.loads((DOCS / "results" / f"{one}.json").read_text(encoding="utf-8")) for one in name.split(",")
         }
-        if metrics == ["words"]:
+        if metrics == ["groups"]:
+            made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), files[name].get("labels", {}))
+        elif metrics == ["words"]:
             made = words({one.removeprefix("words-").replace("_", " "): found for one, found in files.items()})
         else:
             made = latencies(files[name]) if metrics == ["latency"] else table(files[name], metrics, only.split())
