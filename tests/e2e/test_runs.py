@@ -291,6 +291,8 @@ def test_user_errors_are_one_line_and_status_2(run: Run, tmp_path: Path, capsys:
         (["train", "--resume", str(tmp_path)], "this is no run folder"),
         (["train", "--resume", folder, "seed=1"], "'seed=1' cannot change; only trainer.max_epochs can be raised"),
         (["evaluate", str(tmp_path)], "no such checkpoint"),
+        (["evaluate", str(run.folder.with_name("version_9"))], f"no such checkpoint (did you mean '{folder}'?)"),
+        (["evaluate", str(run.folder.parent)[:-2]], f"no such checkpoint (did you mean '{folder}'?)"),
         (["recommend", folder, "--history", "zzz", "--unknown", "error"], "'zzz' not in the catalogue"),
         (["recommend", folder, "--user", "zzz"], "'zzz' is not among the"),
         (["recommend", folder, "--user", "zzz", "-n", "0"], "n: must be a whole number from 1, is 0"),

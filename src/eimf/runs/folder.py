@@ -14,6 +14,7 @@ from eimf.config.load import from_dict, to_dict
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError
 from eimf.core.files import make_folder, sha256_file, write_json_atomic
+from eimf.core.options import nearest
 from eimf.data.prepared import Prepared
 from eimf.evaluation.retrieval import ItemIndex, make_index
 from eimf.runs.versions import versions
@@ -131,6 +132,16 @@ def read_checkpoint(folder: Path, name: str = BEST) -> dict[str, Any]:
     return open_checkpoint(folder / name)
 
 
+def _near(path: Path) -> str:
+    """A hint at a run whose folder has nearly the name of a missing one, or that lies in it."""
+    folder, last = path.parent.parent, f"version_*/{BEST}"
+    try:
+        known = sorted({*folder.glob(f"*/{last}"), *folder.parent.glob(f"*/{last}"), *folder.parent.glob(last)})
+    except OSError:
+        return ""
+    return nearest(str(folder), [str(one.parent.parent) for one in known])
+
+
 def open_checkpoint(path: Path) -> dict[str, Any]:
     """The same of a checkpoint's path.
 
@@ -138,7 +149,9 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: missing, damaged, or not written by EIMF.
     """
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such checkpoint; give the folder of a finished run, such as .../version_0.")
+        raise ArtifactError(
+            f"{path}: no such checkpoint{_near(path)}; give the folder of a finished run, such as .../version_0."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             if (broken := archive.testzip()) is not None:  # torch does not compare the checksums
