@@ -46,6 +46,7 @@ def test_help_says_what_it_is_for_with_two_examples_and_a_page(name: str) -> Non
     assert (ROOT / page).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "optim.lr=fast"], ["config", "a=1"]])
 def test_help_and_plain_errors_load_no_torch(arguments: list[str]) -> None:
     code = (
@@ -111,6 +112,7 @@ def test_other_hints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert not (tmp_path / "data").exists()  # said before anything is prepared
 
 
+@pytest.mark.slow
 def test_a_training_run_says_a_line_an_epoch_and_what_to_try(
     data_root: Path, tiny: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

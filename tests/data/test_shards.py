@@ -65,6 +65,7 @@ def test_shards_give_the_same_data(tmp_path: Path, core, duplicates, shards: int
     assert prepare(dataset, tmp_path / "b").digest == whole.digest  # how training finds it
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 9), st.integers(20, 400))
 def test_any_rows_in_any_parts(tmp_path_factory, seed: int, n_files: int, shards: int, rows: int) -> None:
@@ -115,6 +116,7 @@ def test_what_cannot_be_sharded(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--shards: must be 1 or more, is 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_data(tmp_path: Path) -> None:
     one, many, items = write_tables(tmp_path)
     table = ["dataset.name=shop", "dataset.source=table", f"dataset.items={items}"]

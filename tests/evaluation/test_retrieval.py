@@ -81,6 +81,7 @@ def test_approximate_indexes_find_nearly_the_same(kind, options: dict[str, int])
     assert overlap > 0.9
 
 
+@pytest.mark.slow
 def test_compressed_vectors_keep_most_of_the_order() -> None:
     exact = retrieve(ItemIndex(table(800)), interests(), 20)
     dim = table(800).shape[1]
@@ -90,6 +91,7 @@ def test_compressed_vectors_keep_most_of_the_order() -> None:
     assert retrieve(tiny, interests(), 5).items.max() <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "IVF16,PQ3"])
 def test_a_saved_index_answers_as_before(kind, tmp_path: Path) -> None:
     index = ItemIndex(table(800), kind)
@@ -133,6 +135,7 @@ def test_ties_have_one_order_whatever_is_asked(levels: int) -> None:
             assert alone == found[row]
 
 
+@pytest.mark.slow
 def test_kinds_and_factory_strings_name_an_index() -> None:
     assert retrieve(ItemIndex(table(40, 16), "ivfpq"), interests(dim=16), 5).items.max() <= 40
     assert retrieve(ItemIndex(table(800, 16), "ivfpq"), interests(dim=16), 5).items.min() >= 1
@@ -204,6 +207,7 @@ def test_controllable_aggregation_is_the_greedy_algorithm(weight: float) -> None
         assert torch.equal(found.items, items[:, :6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq", "PCA8,IVF16,Flat", "SQ8"])
 @given(data=strategies.data())
 def test_lists_are_full_and_hold_only_what_is_allowed(kind: str, data: strategies.DataObject) -> None:

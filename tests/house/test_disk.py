@@ -109,6 +109,7 @@ def test_a_full_disk_leaves_a_finished_run_as_it_was(
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "simulate", "train", "compare", "sweep", "report", "label export"])
 def test_paths_that_cannot_be(
     name: str, run: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -57,6 +57,7 @@ def test_names_are_single_parts_of_a_path(name: str, capsys: pytest.CaptureFixtu
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_signs_in_paths_and_names_work_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "a=b [c] {d} #e 'f'"
     home.mkdir()

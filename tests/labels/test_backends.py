@@ -245,6 +245,7 @@ def test_calls_under_way_learn_a_parameter_together() -> None:
     assert {body["response_format"]["type"] for body in server.bodies} == {"json_schema"}
 
 
+@pytest.mark.slow
 def test_a_host_that_swallows_connections_is_not_there() -> None:
     with socket.socket() as deaf, contextlib.ExitStack() as stack:
         deaf.bind(("127.0.0.1", 0))

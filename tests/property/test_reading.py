@@ -102,6 +102,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(table=tables())
 def test_the_same_content_gives_the_same_data_in_every_format(
@@ -253,6 +254,7 @@ def fuzz_prepare(seed: int, home: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert kept + dropped == len(parsed) - 1 or kind == "tsv", (seed, repairs)
 
 
+@pytest.mark.slow
 def test_mangled_files_give_one_line_or_counted_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(60):
         fuzz_prepare(seed, tmp_path / str(seed), capsys)

@@ -52,6 +52,7 @@ def damaged_run(seed: int, folder: Path, home: Path, capsys: pytest.CaptureFixtu
         assert captured.err.count("\n") == 1, (seed, path.name, captured.err)
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_run_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(25):
         damaged_run(seed, folder, tmp_path / str(seed), capsys)
@@ -97,6 +98,7 @@ def test_a_best_checkpoint_that_was_damaged_before_a_resumption_is_named(
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_changed_setting_is_refused_by_resume_and_evaluate(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

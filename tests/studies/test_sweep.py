@@ -29,6 +29,7 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_ready_sweeps_load() -> None:
     found = [read_sweep(path, [], load_train) for path in sorted(Path("experiments/sweeps").glob("*.yaml"))]
     assert {one.method for one in found} == {"grid", "random", "bayes"}
@@ -140,6 +141,7 @@ def test_hyperband_stops_as_wandb_does() -> None:
     assert Hyperband((2,), 3, strict=True).stops([1.0, 5.0], [[1.0, 5.0], [3.0, 2.0], [3.0, 3.0]])
 
 
+@pytest.mark.slow
 def test_values_reach_train_as_the_agent_of_wandb_writes_them() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 

@@ -29,6 +29,7 @@ def test_an_earlier_checkpoint_survives_an_error_in_the_middle(tmp_path: Path, m
     assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]  # nothing temporary is left
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     code = (

@@ -139,6 +139,7 @@ def test_held_out_users_of_newer_data_may_have_been_trained_on(
     assert "use split.kind=time or loo for both runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_have_more_epochs(data_root: Path, tmp_path: Path) -> None:
     whole = train(tiny_config(data_root, tmp_path / "whole", "trainer.max_epochs=3")).folder
     short = train(tiny_config(data_root, tmp_path / "short", "trainer.max_epochs=1")).folder
@@ -157,6 +158,7 @@ def test_a_resumed_run_may_have_more_epochs(data_root: Path, tmp_path: Path) -> 
         resume_config(cosine, ["trainer.max_epochs=2"])
 
 
+@pytest.mark.slow
 def test_own_vectors_start_the_item_table(data_root: Path, tiny: Prepared, tmp_path: Path) -> None:
     ids, vectors = tiny.items["item_id"].to_list(), np.random.default_rng(0).normal(size=(tiny.n_items, 6))
     np.savez(tmp_path / "own.npz", ids=ids[::-1], vectors=vectors[::-1])
