@@ -210,7 +210,9 @@ def test_the_page_in_a_browser(address: str, explorer: Explorer) -> None:
         assert f"user={user}" in page.url
         # The slider changes the merged list at once.
         before = page.locator(".merged ol").first.inner_text()
+        expect(page.locator("#diversity")).to_be_visible()  # what is hidden takes no focus
         page.locator("#diversity").focus()
+        expect(page.locator("#diversity")).to_be_focused()
         for _ in range(20):
             page.keyboard.press("ArrowRight")
         expect(page.locator("#weight")).to_have_text("1")
