@@ -117,17 +117,16 @@ def evaluate_baselines(config: Config, prepared: Prepared, part: str) -> dict[st
         part: `test` or `val`.
     """
     quiet_lightning()
+    values = to_dict(config)
+    shared = {key: values[key] for key in ("dataset", "split", "data", "seed")}
+    shared["eval"] = {key: values["eval"][key] for key in ("cutoffs", "monitor", "filter_seen")}
+    shared["eval"]["diversity_lambdas"] = [0.0]
+    shared["trainer"] = {"accelerator": "cpu", "devices": 1, "progress": False}
     found = {}
     for name, most in BASELINES.items():
         if prepared.n_items > most:
             continue
-        values = to_dict(config)
-        kept = {key: values[key] for key in ("dataset", "split", "data", "seed")}
-        lists = {key: values["eval"][key] for key in ("cutoffs", "monitor", "filter_seen")} | {
-            "diversity_lambdas": [0.0]
-        }
-        trainer = {"accelerator": "cpu", "devices": 1, "progress": False}
-        baseline = from_dict(kept | {"backbone": {"name": name}, "eval": lists, "trainer": trainer})
+        baseline = from_dict(shared | {"backbone": {"name": name}})
         data = build_data(baseline, prepared, labelled=False)
         model = build_model(baseline, data, train=True)
         found[name] = evaluate_model(build_trainer(baseline), model, data, part == "test")[part]
