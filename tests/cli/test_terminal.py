@@ -59,6 +59,7 @@ def test_help_and_plain_errors_load_no_torch(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == ""
 
 
+@pytest.mark.slow
 def test_serving_loads_neither_lightning_nor_torchmetrics() -> None:
     code = (
         "import sys, eimf.serving.recommender\n"
@@ -134,6 +135,7 @@ def test_a_training_run_says_a_line_an_epoch_and_what_to_try(
         assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_names_its_folder(
     data_root: Path, tiny: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +181,7 @@ def test_tables_do_not_break_words(width: int, capsys: pytest.CaptureFixture[str
     assert max(map(len, said.splitlines())) <= width
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_curves(data_root: Path, tiny: Prepared, tmp_path: Path) -> None:
     accumulate = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
     settings = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "logger.tensorboard=true"]

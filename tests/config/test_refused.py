@@ -103,6 +103,7 @@ BAD_NAMES = ["a/b", "/etc", "..", ".", "../up", "a\\b", "-x", " x", "x ", "x\ny"
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.slow
 def test_names_are_single_parts_of_a_path(name: str) -> None:
     table = {"source": "table", "interactions": "rows.csv"}
     for settings in ({"dataset": {"name": name, **table}}, {"dataset": {"name": name}}):

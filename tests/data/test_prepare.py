@@ -46,9 +46,8 @@ def own(tmp_path: Path) -> TableConfig:
 
 
 def test_prepared_data_are_reused_until_inputs_or_options_change(
-    own: TableConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    own: TableConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("eimf"), "propagate", True)  # the command line turns it off
     caplog.set_level(logging.INFO, "eimf")
     first = prepare(own, tmp_path)
     assert caplog.messages == ["own: preparing"]
@@ -114,6 +113,7 @@ def test_race_for_an_artifact_has_one_winner(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_full_disk_while_preparing(tmp_path: Path) -> None:
     """A real refusal by the operating system, half-way through a file."""
 

@@ -52,6 +52,7 @@ def same(first: Prepared, second: Prepared) -> None:
 @pytest.mark.parametrize("core", ["iterative", "one_pass"])
 @pytest.mark.parametrize("duplicates", ["keep", "drop"])
 @pytest.mark.parametrize("shards", [1, 5])
+@pytest.mark.slow
 def test_shards_give_the_same_data(tmp_path: Path, core, duplicates, shards: int, monkeypatch) -> None:
     monkeypatch.setattr("eimf.data.shards.USERS_AT_A_TIME", 60)
     one, many, items = write_tables(tmp_path)

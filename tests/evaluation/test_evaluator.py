@@ -76,6 +76,7 @@ def test_lists_that_are_not_filtered_are_reported_beside() -> None:
     assert filtered.summary["recall@5"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_results_depend_on_neither_batches_nor_other_cut_offs() -> None:
     users, items = vectors()
     options = {"targets": lists(4, 1), "seen": lists(7, 2), "item_counts": torch.arange(ITEMS + 1)}

@@ -75,6 +75,7 @@ def commands(home: Path, run: Path, data_root: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["prepare", "simulate", "train", "compare", "sweep", "report"])
+@pytest.mark.slow
 def test_a_full_disk(name: str, run: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -97,6 +98,7 @@ def test_a_training_run_that_fills_the_disk_keeps_whole_files(
 
 
 @pytest.mark.parametrize("command", ["index", "report", "resume"])
+@pytest.mark.slow
 def test_a_full_disk_leaves_a_finished_run_as_it_was(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +138,7 @@ def test_run_folders_that_cannot_be(command: str, tmp_path: Path, capsys: pytest
         refused([name, *rest, str(folder)], capsys)
 
 
+@pytest.mark.slow
 def test_labels_on_a_full_disk(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai", reason="the extra llm is not installed")
     shutil.copytree(data_root, tmp_path / "data")

@@ -123,6 +123,7 @@ def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (Answer(200, completion(GOOD).body, delay=0.6), "no answer within 0.2 s"),
     ],
 )
+@pytest.mark.slow
 def test_what_may_pass_is_tried_again(bad: Answer, named: str) -> None:
     with serve(sequence(bad, bad, completion(GOOD))) as server:
         assert ask(server, timeout=0.2 if bad.delay else 5.0)[0].text == TEXT

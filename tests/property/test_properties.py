@@ -244,6 +244,7 @@ def test_order_of_interests_changes_nothing(search, random) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 15))
+@pytest.mark.slow
 def test_metrics_stay_within_bounds(seed: int, n: int, k: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     ranked = torch.stack([torch.randperm(20, generator=rng)[:n] for _ in range(6)])  # 0 is padding

@@ -56,6 +56,7 @@ def test_words_make_nothing_stale(copied: Path) -> None:
         ("labels/typical.py", "np.linalg.norm(means", "2 * np.linalg.norm(means"),
     ],
 )
+@pytest.mark.slow
 def test_what_computes_counts(copied: Path, name: str, old: str, new: str) -> None:
     before = digest()
     change(copied / name, old, new)

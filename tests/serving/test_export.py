@@ -64,6 +64,7 @@ def test_the_shared_part_and_the_length_are_exported(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.asarray(found), backbone(histories).vectors.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_exported_gives_the_lists_of_the_run(
     run_folder: Path, model: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_mask_that_another_thread_removes_is_still_applied(model: Recommender)
 
 
 @pytest.mark.parametrize("name", ["item_knn", "ease"])
+@pytest.mark.slow
 def test_models_of_item_similarities(
     name: str, data_root: Path, stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_new_items_are_recommended_and_may_be_in_histories(speaking: Recommender
         (["N1"], "must be a mapping"),
     ],
 )
+@pytest.mark.slow
 def test_new_items_that_cannot_be_used(speaking: Recommender, items: Any, message: str) -> None:
     n = len(speaking.items)
     with pytest.raises(DataError, match=message):
@@ -219,6 +220,7 @@ def test_requests_see_all_new_items_or_none(speaking: Recommender) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
+@pytest.mark.slow
 def test_every_index_grows(kind: str, tmp_path: Path, mapped: Path) -> None:
     vectors = load(mapped).item_vectors()
     save_index(mapped, np.concatenate([np.zeros_like(vectors[:1]), vectors]), kind)

@@ -66,6 +66,7 @@ def test_the_ready_sweeps_load() -> None:
         ({"colour": "red"}, "colour: no such key"),
     ],
 )
+@pytest.mark.slow
 def test_bad_sweeps_are_one_line(
     tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

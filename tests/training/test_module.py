@@ -86,6 +86,7 @@ def test_a_plain_trainer_gives_the_digits_of_eimf_train(data_root: Path, tmp_pat
     assert model.evaluations["test"].per_user.equals(made.results["test"].per_user)
 
 
+@pytest.mark.slow
 def test_every_epoch_has_other_batches_and_a_resumed_one_continues(tiny: Prepared, tmp_path: Path) -> None:
     whole, first, second = Seen(), Seen(), Seen()
     data = data_of(tiny, sampling="random_cut")
@@ -103,6 +104,7 @@ def test_every_epoch_has_other_batches_and_a_resumed_one_continues(tiny: Prepare
     assert first.logged + second.logged == whole.logged
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_within_an_epoch_continues_there(tiny: Prepared, tmp_path: Path) -> None:
     """The loader knows its place, and dropout and negatives go on from the saved random state."""
     data = data_of(tiny, batch_size=32)
@@ -142,6 +144,7 @@ def test_early_stopping_validate_and_predict_need_nothing_of_ours(tiny: Prepared
 
 
 @pytest.mark.parametrize("kind", ["ComiRecDR", "MIND", "REMI", "SASRec", "Popularity"])
+@pytest.mark.slow
 def test_load_from_checkpoint_needs_the_path_alone(kind: str, tiny: Prepared, tmp_path: Path) -> None:
     data = data_of(tiny)
     options = {} if kind == "Popularity" else {"embed_dim": 16}
@@ -189,6 +192,7 @@ def test_a_loader_knows_its_epoch(tiny: Prepared) -> None:
     assert epoch(second) == one
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_numbers_of_a_run(data_root: Path, tmp_path: Path) -> None:
     made = train(tiny_config(data_root, tmp_path, "split.kind=loo"))
     served, data = (

@@ -71,6 +71,7 @@ def start(grown: list[str], data_root: Path, logs: Path, folder: Path, *more: st
     return logs / "grown-comirec_sa" / "version_0"
 
 
+@pytest.mark.slow
 def test_rows_carry_over_by_item_id(yesterday: Path, grown: list[str], data_root: Path, tmp_path: Path) -> None:
     folder = start(grown, data_root, tmp_path, yesterday)
     before, after = table(yesterday), table(folder)
@@ -85,6 +86,7 @@ def test_rows_carry_over_by_item_id(yesterday: Path, grown: list[str], data_root
     assert set(about["inputs"]) == {"start"}
 
 
+@pytest.mark.slow
 def test_new_items_start_from_the_text_map(yesterday: Path, grown: list[str], data_root: Path, tmp_path: Path) -> None:
     plain = table(start(grown, data_root, tmp_path / "plain", yesterday))
     shutil.copytree(yesterday, tmp_path / "mapped")
@@ -120,6 +122,7 @@ def test_another_start_is_another_run(yesterday: Path, data_root: Path, tmp_path
         (["split.kind=user"], "was trained on another split"),
     ],
 )
+@pytest.mark.slow
 def test_runs_that_do_not_fit(
     yesterday: Path, data_root: Path, tmp_path: Path, settings: list[str], message: str
 ) -> None:
