@@ -35,14 +35,7 @@ def yesterday(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def grown(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of newer data: some items are gone, some are new."""
-    folder, sequences = tmp_path_factory.mktemp("today"), tiny.sequences
-    rows = polars.DataFrame(
-        {
-            "user_id": tiny.user_ids.gather(np.repeat(np.arange(sequences.n_users), sequences.lengths)),
-            "item_id": tiny.items["item_id"].gather(sequences.items - 1),
-            "timestamp": sequences.timestamps,
-        }
-    )
+    folder, rows = tmp_path_factory.mktemp("today"), tiny.interactions()
     gone = tiny.items["item_id"].head(3)
     late = rows.group_by("user_id", maintain_order=True).tail(1).head(60)
     late = late.with_columns(("NEW" + (polars.int_range(polars.len()) % 4).cast(polars.String)).alias("item_id"))

@@ -58,6 +58,17 @@ class Prepared:
     def digest(self) -> str:
         return self.manifest.digest
 
+    def interactions(self) -> polars.DataFrame:
+        """All interactions as a table `user_id, item_id, timestamp`, by user, oldest first."""
+        owner = np.repeat(np.arange(self.sequences.n_users), self.sequences.lengths)
+        return polars.DataFrame(
+            {
+                "user_id": self.user_ids.gather(owner),
+                "item_id": self.items["item_id"].gather(self.sequences.items - 1),
+                "timestamp": self.sequences.timestamps,
+            }
+        )
+
     @cached_property
     def categories(self) -> np.ndarray:
         """i32[I + 1]: a number for each item's leaf category, 0 where unknown (and for padding)."""

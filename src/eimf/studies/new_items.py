@@ -37,18 +37,9 @@ def remove_items(prepared: Prepared, folder: Path, share: float = SHARE, seed: i
         ArtifactError: the disk refuses.
     """
     make_folder(folder)
-    sequences, items = prepared.sequences, prepared.items
     chosen = np.random.default_rng(seed).permutation(prepared.n_items) < round(share * prepared.n_items)
-    owner = np.repeat(np.arange(sequences.n_users), sequences.lengths)
-    rows = polars.DataFrame(
-        {
-            "user_id": prepared.user_ids.gather(owner),
-            "item_id": items["item_id"].gather(sequences.items - 1),
-            "timestamp": sequences.timestamps,
-        }
-    )
-    new = chosen[sequences.items - 1]
-    texts = items.drop("item_idx")
+    rows, texts = prepared.interactions(), prepared.items.drop("item_idx")
+    new = chosen[prepared.sequences.items - 1]
     for name, table in (
         ("interactions", rows.filter(~new)),
         ("new_interactions", rows.filter(new)),

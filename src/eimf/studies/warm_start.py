@@ -1,0 +1,129 @@
+"""What a start from an earlier run saves: `python -m eimf.studies.warm_start DATASET FOLDER`.
+
+The newest interactions are cut off by time. An earlier run is trained on the rest. Then all data are trained on twice,
+with the same settings: from scratch, and from the earlier run. With the time split (80%, 10%, 10%) of both, the earlier
+run trains and validates on nothing that is held out of the whole data.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from eimf.config.load import load as load_config
+from eimf.core.files import make_folder, write_json_atomic
+from eimf.data.prepare import prepare
+from eimf.data.prepared import Prepared
+from eimf.runs.curves import read_curves
+from eimf.runs.provenance import machine
+from eimf.runs.results import write_frame
+from eimf.runs.text_map import make_text_map
+from eimf.training.train import train
+
+SHARE = 0.12
+"""Share of the interactions that are newer than the earlier run's data. The training and validation parts of the rest
+(90% of 88%) then lie within the first 80% of the whole."""
+
+
+def cut_by_time(prepared: Prepared, folder: Path, share: float = SHARE) -> polars.DataFrame:
+    """Write the interactions and items of the earlier data, and those of the whole, to `folder`.
+
+    Returns:
+        The earlier interactions.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    make_folder(folder)
+    rows, texts = prepared.interactions(), prepared.items.drop("item_idx")
+    cut = rows["timestamp"].sort()[int((1 - share) * len(rows))]
+    earlier = rows.filter(polars.col("timestamp") < cut)
+    known = texts.filter(polars.col("item_id").is_in(earlier["item_id"].unique().implode()))
+    for name, table in (
+        ("interactions", rows),
+        ("items", texts),
+        ("earlier_interactions", earlier),
+        ("earlier_items", known),
+    ):
+        write_frame(table, folder / f"{name}.parquet")
+    return earlier
+
+
+def compare_curves(scratch: list[dict[str, float]], warm: list[dict[str, float]], metric: str) -> dict[str, Any]:
+    """The best epoch of both runs, and the first epoch of the warm one that is at least as good as the other's best.
+
+    Epochs are counted from 1; `seconds` include validation. `reached` is None if the warm run never gets there.
+    """
+
+    def best(curve: list[dict[str, float]]) -> dict[str, float]:
+        epoch = max(range(len(curve)), key=lambda place: (curve[place][metric], -place))
+        seconds = sum(row["seconds"] for row in curve[: epoch + 1])
+        return {"epoch": epoch + 1, "value": curve[epoch][metric], "seconds": seconds}
+
+    aim = best(scratch)
+    reached = next((place + 1 for place, row in enumerate(warm) if row[metric] >= aim["value"]), None)
+    return {
+        "metric": metric,
+        "scratch": aim,
+        "warm": best(warm),
+        "reached": reached,
+        "reached_seconds": None if reached is None else sum(row["seconds"] for row in warm[:reached]),
+        "curves": {"scratch": [row[metric] for row in scratch], "warm": [row[metric] for row in warm]},
+    }
+
+
+def main() -> None:
+    """Cut, train three times, compare."""
+    parser = argparse.ArgumentParser(prog="python -m eimf.studies.warm_start", description=__doc__)
+    parser.add_argument("dataset", metavar="DATASET", help="name of experiments/datasets/NAME.yaml")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where data, runs and result are kept")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of all three trainings")
+    parser.add_argument("--map", action="store_true", help="new items start from the earlier run's text map")
+    options = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = options.folder
+    whole = load_config(None, [f"dataset={options.dataset}", *[one for one in options.settings if "data.root" in one]])
+    prepared = prepare(whole.dataset, whole.data.root)
+    earlier = cut_by_time(prepared, folder)
+
+    def settings(prefix: str, name: str, *more: str) -> list[str]:
+        source = [f"dataset.{kind}={folder}/{prefix}{kind}.parquet" for kind in ("interactions", "items")]
+        source += ["dataset.source=table", f"dataset.name={options.dataset}-{prefix or 'whole'}".rstrip("_")]
+        source += [
+            "dataset.user_min=1",
+            "dataset.item_min=1",
+            "split.kind=time",
+            "eval.test=false",
+            f"logger.root={folder}",
+        ]
+        return [*source, f"experiment={name}", *options.settings, *more]
+
+    first = train(load_config(None, settings("earlier_", "earlier"))).folder
+    if options.map:
+        make_text_map(first)
+    runs = {
+        "scratch": train(load_config(None, settings("", "scratch"))).folder,
+        "warm": train(load_config(None, settings("", "warm", f"start={first}"))).folder,
+    }
+    config = load_config(None, settings("", "scratch"))
+    found = compare_curves(*(read_curves(runs[name] / "metrics.csv") for name in ("scratch", "warm")), config.monitor)
+    found |= {
+        "dataset": options.dataset,
+        "settings": options.settings,
+        "map": options.map,
+        "items": {"earlier": earlier["item_id"].n_unique(), "whole": prepared.n_items},
+        "interactions": {"earlier": len(earlier), "whole": len(prepared.sequences.items)},
+        "machine": machine(),
+        "runs": {name: str(run) for name, run in runs.items()},
+    }
+    write_json_atomic(folder / "warm_start.json", found)
+    scratch, warm = found["scratch"], found["warm"]
+    print(f"{config.monitor}: from scratch {scratch['value']:.4f} after {scratch['epoch']} epochs", end=", ")
+    print(f"from the earlier run {warm['value']:.4f} after {warm['epoch']}, and as good as scratch after", end=" ")
+    print("none" if found["reached"] is None else found["reached"])
+
+
+if __name__ == "__main__":
+    main()
