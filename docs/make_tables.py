@@ -28,7 +28,7 @@ def table(found: dict[str, Any], metrics: list[str], only: list[str]) -> str:
     variants = [name for name in found["cells"] if not only or name in only]
     lines = ["| variant | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
     for variant in variants:
-        row = [cell(found["cells"][variant].get(metric)) for metric in metrics]
+        row = [cell(found["cells"][variant].get(metric)) or described(found, variant, metric) for metric in metrics]
         lines.append(f"| {found.get('labels', {}).get(variant, variant)} | " + " | ".join(row) + " |")
     return "\n".join([*lines, "", source(found)])
 
@@ -42,6 +42,12 @@ def cell(value: dict[str, Any] | None) -> str:
         return text
     lift = f"{value['lift']:+.1%}" if value["relative"] else f"{value['lift']:+.3f}"
     return text + f" ({lift}{'*' if value['p'] is not None and value['p'] < 0.05 else ''})"
+
+
+def described(found: dict[str, Any], variant: str, name: str) -> str:
+    """A value about a variant's interests and lists, which has no test of significance."""
+    value = found.get("lists", {}).get(variant, {}).get(name)
+    return "" if value is None else f"{value:.2f}"
 
 
 def source(found: dict[str, Any]) -> str:

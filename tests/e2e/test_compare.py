@@ -43,7 +43,8 @@ def make_run(folder: Path, values: np.ndarray, part: str = "test") -> Path:
         for one in {"val", part}
     ]
     polars.concat(frames).with_columns(polars.col("k").cast(polars.Int32)).write_parquet(folder / "metrics.parquet")
-    results = {part: {"recall@20": float(values.mean())}, "costs": {"epochs": 3.0, "seconds_per_epoch": 2.0}}
+    summary = {"recall@20": float(values.mean()), "interest_cosine": 0.5, "diversity@20": 0.8, "diversity@50": 0.9}
+    results = {part: summary, "costs": {"epochs": 3.0, "seconds_per_epoch": 2.0}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
@@ -84,7 +85,9 @@ def test_tables_and_sentences(runs: dict[str, dict[int, Path]], tmp_path: Path) 
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert rows[0]["lift"] == ""  # no NaN for readers of other languages
-    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]["base"]["epochs"] == 3.0
+    kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert kept["costs"]["base"]["epochs"] == 3.0
+    assert kept["lists"]["same"] == {"interest_cosine": 0.5, "diversity@50": 0.9}  # at the longest cut-off
 
 
 def test_labels_name_the_variants(runs: dict[str, dict[int, Path]]) -> None:

@@ -69,7 +69,14 @@ def test_a_suite_gets_a_page(tmp_path: Path) -> None:
     polars.DataFrame([vars(one) for one in lifts]).write_csv(folder / "comparison" / "groups.csv")
     assert main(["report", str(folder), "--to", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    for text in ("Is new better?", "is better than base in recall@20", "by groups of users", "<svg", "new&lt;b&gt;"):
+    for text in (
+        "Is new better?",
+        "is better than base in recall@20",
+        "by groups of users",
+        "<svg",
+        "new&lt;b&gt;",
+        "interest cosine",
+    ):
         assert text in page
     assert "new<b>" not in page
     (folder / "comparison" / "comparison.json").write_text("{half")

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,9 @@ def _compare(options: argparse.Namespace) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
     if options.groups:
         _show_groups(console, suite, runs, comparison)
-    _show_costs(console, comparison.costs)
+    _show_means(console, "interests and lists (means)", comparison.lists)
+    names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
+    _show_means(console, "costs of a run (means)", comparison.costs, names)
     unfinished = sum(run.state != FINISHED for run in planned)
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
@@ -169,11 +172,14 @@ def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Pat
     write_text_atomic(folder / "groups.csv", polars.DataFrame([vars(lift) for lift in lifts]).write_csv())
 
 
-def _show_costs(console: Console, costs: dict[str, dict[str, float]]) -> None:
-    names = ("epochs", "seconds_per_epoch", "training_minutes", "peak_memory_gib")
+def _show_means(
+    console: Console, title: str, values_of: dict[str, dict[str, float]], names: Sequence[str] = ()
+) -> None:
+    """Print values that have no test of significance; without names, all that any variant has."""
+    names = names or list(dict.fromkeys(name for values in values_of.values() for name in values))
     columns = ("variant", *(name.replace("_", " ") for name in names))
     rows = [
         (variant, *(f"{values[name]:.2f}" if name in values else "" for name in names))
-        for variant, values in costs.items()
+        for variant, values in values_of.items()
     ]
-    print_table(console, "costs of a run (means)", columns, rows)
+    print_table(console, title, columns, rows)

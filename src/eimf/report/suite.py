@@ -15,6 +15,12 @@ from eimf.report.page import Cell, Section, number
 from eimf.runs.curves import read_curves
 from eimf.studies.comparison import LEVEL
 
+LISTS_NOTE = (
+    "Means over seeds. interest cosine: how similar the vectors of a user's interests are (1: all the same). interest "
+    "overlap: the share of items that the lists of two interests have in common. interests used: from how many "
+    "interests the items of a list come."
+)
+
 
 def describe_suite(folder: Path, to: Path) -> list[Section]:
     """Sections about a compared suite, for a page at `to`."""
@@ -28,13 +34,19 @@ def describe_suite(folder: Path, to: Path) -> list[Section]:
     if curves := _curves(comparison):
         sections.append(Section("Learning curves", ("The first seed of each variant.",), charts=curves))
     sections += _groups(folder, comparison)
-    names = list(dict.fromkeys(name for one in comparison["costs"].values() for name in one))
-    costs = tuple(
-        (_label(comparison, name), *(number(one.get(key)) for key in names))
-        for name, one in comparison["costs"].items()
-    )
-    sections.append(Section("Costs", head=("variant", *(n.replace("_", " ") for n in names)), rows=costs))
+    if lists := comparison.get("lists"):
+        sections.append(Section("Interests and lists", (LISTS_NOTE,), *_means(comparison, lists)))
+    sections.append(Section("Costs", (), *_means(comparison, comparison["costs"])))
     return [*sections, Section("Runs", ("Linked where the run has a page (eimf report RUN).",), *_runs(to, comparison))]
+
+
+def _means(
+    comparison: dict[str, Any], values_of: dict[str, dict[str, float]]
+) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Head and rows of values that have no test of significance."""
+    names = list(dict.fromkeys(name for values in values_of.values() for name in values))
+    rows = ((_label(comparison, one), *(number(values.get(key)) for key in names)) for one, values in values_of.items())
+    return ("variant", *(name.replace("_", " ") for name in names)), tuple(rows)
 
 
 def _label(comparison: dict[str, Any], variant: str) -> str:

@@ -18,6 +18,9 @@ from eimf.studies.significance import Difference, compare_paired, holm
 LEVEL = 0.05
 """A difference is called significant if its corrected p is below this."""
 
+DESCRIBED = ("interest_cosine", "interest_overlap", "interests_used", "diversity", "coverage")
+"""What a comparison says about a variant's interests and lists, without tests of significance."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -62,6 +65,8 @@ class Comparison:
     """Variant -> name of a cost -> mean over its runs."""
     runs: dict[str, dict[int, str]]
     """Variant -> seed -> run folder."""
+    lists: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Variant -> name of a value about its interests and lists (`DESCRIBED`) -> mean over its runs."""
     labels: dict[str, str] = field(default_factory=dict)
     """Names for tables and reports, of the variants that have one."""
 
@@ -134,7 +139,11 @@ def compare(
             cells[variant][metric] = Cell(mean, spread, len(means), *lift, relative=metric != AGREEMENT)
     costs = {variant: _mean_costs(list(by_seed.values())) for variant, by_seed in results.items()}
     folders = {variant: {seed: str(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()}
-    return Comparison(name, question, baseline, part, metrics, cells, costs, folders, dict(labels or {}))
+    lists = {
+        variant: _describe_lists([result.get(part, {}) for result in by_seed.values()])
+        for variant, by_seed in results.items()
+    }
+    return Comparison(name, question, baseline, part, metrics, cells, costs, folders, lists, dict(labels or {}))
 
 
 def _check_filters(
@@ -228,6 +237,18 @@ def compare_groups(
             ratio = [value / mean if mean else float("nan") for value in (test.mean, test.low, test.high)]
             lifts.append(GroupLift(variant, str(group), str(level), int(inside.sum()), mean, *ratio))
     return lifts
+
+
+def _describe_lists(summaries: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the values of `DESCRIBED`, each at its longest cut-off; those that a model has not are left out."""
+    names = {
+        kind: name for kind in DESCRIBED for name in summaries[0] if name == kind or name.startswith(f"{kind}@")
+    }  # cut-offs ascend, so the longest one stays
+    return {
+        name: float(np.mean([summary[name] for summary in summaries]))
+        for name in names.values()
+        if all(name in summary for summary in summaries)
+    }
 
 
 def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:

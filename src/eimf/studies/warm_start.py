@@ -108,7 +108,8 @@ def main() -> None:
         "warm": train(load_config(None, settings("", "warm", f"start={first}"))).folder,
     }
     config = load_config(None, settings("", "scratch"))
-    found = compare_curves(*(read_curves(runs[name] / "metrics.csv") for name in ("scratch", "warm")), config.monitor)
+    scratch, warm = (read_curves(runs[name] / "metrics.csv") for name in ("scratch", "warm"))
+    found = compare_curves(scratch, warm, config.monitor)
     found |= {
         "dataset": options.dataset,
         "settings": options.settings,
@@ -119,10 +120,12 @@ def main() -> None:
         "runs": {name: str(run) for name, run in runs.items()},
     }
     write_json_atomic(folder / "warm_start.json", found)
-    scratch, warm = found["scratch"], found["warm"]
-    print(f"{config.monitor}: from scratch {scratch['value']:.4f} after {scratch['epoch']} epochs", end=", ")
-    print(f"from the earlier run {warm['value']:.4f} after {warm['epoch']}, and as good as scratch after", end=" ")
-    print("none" if found["reached"] is None else found["reached"])
+    best, again, reached = found["scratch"], found["warm"], found["reached"]
+    print(
+        f"{config.monitor}: from scratch {best['value']:.4f} after {best['epoch']} epochs; from the earlier run "
+        f"{again['value']:.4f} after {again['epoch']}, "
+        f"{'never as good as' if reached is None else f'after {reached} as good as'} from scratch"
+    )
 
 
 if __name__ == "__main__":
