@@ -191,3 +191,32 @@ def test_tensorboard_gets_the_curves(data_root: Path, tiny: Prepared, tmp_path: 
     events.Reload()
     assert {"train/loss", "val/recall@50"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("val/recall@50")) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "eimf: COMMAND: 'trian': no such choice (did you mean 'train'?)"),
+        (["label", "rnu"], "(did you mean 'run'?); choose one of run, export"),
+        (["recommend", "RUN", "--merge", "bets"], "--merge: 'bets': no such choice (did you mean 'best'?)"),
+        (["recommend"], "the following arguments are required: RUN (help: eimf recommend --help)"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_with_a_hint(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_mistyped_suite_gets_a_hint_at_a_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two.yaml").write_text("variants: {a: {}}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "tow.yaml"]) == 2
+    assert "(did you mean 'two.yaml'?)" in capsys.readouterr().err

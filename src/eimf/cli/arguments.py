@@ -1,11 +1,13 @@
 """Arguments that several commands share: an experiment file, a data set, a backbone, and settings."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from eimf.core.errors import ConfigError
+from eimf.core.options import nearest
 
 if TYPE_CHECKING:
     from eimf.config import Config
@@ -16,6 +18,16 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 PAGES = "docs/"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with a hint at the command or value that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            name, value, choices = choice[1], choice[2], [text.strip("' ") for text in choice[3].split(",")]
+            message = f"{name}: {value!r}: no such choice{nearest(value, choices)}; choose one of {', '.join(choices)}"
+        self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
 
 
 def add_command(
@@ -60,8 +72,12 @@ def run_folder(text: str) -> Path:
     return newest_version(Path(text))
 
 
-def add_experiment(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name an experiment."""
+def add_experiment(parser: argparse.ArgumentParser, trains: bool = True) -> None:
+    """Add the arguments that name an experiment.
+
+    Args:
+        trains: whether the command is about a model; others need the data set alone.
+    """
     parser.add_argument(
         "experiment",
         nargs="*",
@@ -69,6 +85,9 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         help="an experiment file and settings that win over it, for example optim.lr=0.002",
     )
     parser.add_argument("--dataset", help="name of experiments/datasets/NAME.yaml")
+    if not trains:
+        parser.set_defaults(backbone=None, eimf=False)
+        return
     parser.add_argument("--backbone", help="name of a backbone, or package.module:Class")
     parser.add_argument("--eimf", action="store_true", help="train with explicit interests (eimf.enabled=true)")
 

@@ -59,6 +59,8 @@ def _compare(options: argparse.Namespace) -> None:
 
     index, shards = _shard(options.shard)
     suite = read_suite(options.suite, options.overrides)
+    if suite.first.dataset.source == "demo" and not any(text.startswith("dataset") for text in options.overrides):
+        log.info("data set: demo, the simulated shop; choose another with dataset=NAME")
     planned = plan(suite, options.any_code)
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:

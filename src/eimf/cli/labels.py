@@ -45,7 +45,7 @@ def add_commands(groups: Commands) -> None:
             run(options, load_experiment(options))
 
         parser = add_command(commands, name, work, text, examples=examples, page=PAGE)
-        add_experiment(parser)
+        add_experiment(parser, trains=False)
         return parser
 
     run = command(

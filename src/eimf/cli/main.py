@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from eimf.cli import compare, labels, serve, sweep, train
-from eimf.cli.arguments import epilog
+from eimf.cli.arguments import Parser, epilog
 from eimf.core.errors import EimfError
 from eimf.core.options import OTHER_NAMES
 from eimf.core.version import VERSION
@@ -89,7 +89,7 @@ def show_log_lines() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="eimf",
         description="Multi-interest sequential recommendation: trains, compares and serves models.",
         epilog=epilog(("eimf train --dataset demo", "eimf train --help"), "index.md"),

@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
         ),
         page="howto/own-data.md",
     )
-    add_experiment(preparation)
+    add_experiment(preparation, trains=False)
     preparation.add_argument(
         "--shards",
         type=int,

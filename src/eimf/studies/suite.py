@@ -113,9 +113,10 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     """
     named_suite = find_experiment(f"suites/{path}.yaml")
     if named_suite is None and not Path(path).exists():
-        name = str(path)
+        name, here = str(path), [str(file) for file in Path(path).parent.glob("*.yaml")]
+        hint = nearest(name, here) or nearest(Path(name).stem, names_in("suites"))
         raise ConfigError(
-            f"{name!r}: no such suite{nearest(Path(name).stem, names_in('suites'))}; give a YAML file, or one of "
+            f"{name!r}: no such suite{hint}; give a YAML file, or one of "
             f"{', '.join(names_in('suites'))} (experiments/suites)."
         )
     path = named_suite if named_suite and not Path(path).is_file() else Path(path)
