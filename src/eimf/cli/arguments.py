@@ -1,13 +1,11 @@
 """Arguments that several commands share: an experiment file, a data set, a backbone, and settings."""
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from eimf.core.errors import ConfigError
-from eimf.core.options import nearest
 
 if TYPE_CHECKING:
     from eimf.config import Config
@@ -18,16 +16,6 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 PAGES = "docs/"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with a hint at the command or value that may be meant."""
-
-    def error(self, message: str) -> NoReturn:
-        if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
-            name, value, choices = choice[1], choice[2], [text.strip("' ") for text in choice[3].split(",")]
-            message = f"{name}: {value!r}: no such choice{nearest(value, choices)}; choose one of {', '.join(choices)}"
-        self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
 
 
 def add_command(

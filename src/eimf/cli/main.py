@@ -3,15 +3,17 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NoReturn
 
 from eimf.cli import compare, labels, serve, sweep, train
-from eimf.cli.arguments import Parser, epilog
+from eimf.cli.arguments import epilog
 from eimf.core.errors import EimfError
-from eimf.core.options import OTHER_NAMES
+from eimf.core.options import OTHER_NAMES, nearest
 from eimf.core.version import VERSION
 
 DEBUG = "EIMF_DEBUG"
@@ -87,9 +89,19 @@ def show_log_lines() -> None:
     logger.setLevel(logging.ERROR if later else logging.INFO)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with a hint at the command or value that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            name, value, choices = choice[1], choice[2], [text.strip("' ") for text in choice[3].split(",")]
+            message = f"{name}: {value!r}: no such choice{nearest(value, choices)}; choose one of {', '.join(choices)}"
+        self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = Parser(
+    parser = _Parser(
         prog="eimf",
         description="Multi-interest sequential recommendation: trains, compares and serves models.",
         epilog=epilog(("eimf train --dataset demo", "eimf train --help"), "index.md"),
