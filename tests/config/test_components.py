@@ -45,7 +45,8 @@ OWN = f"{__name__}:Own"
 def provide(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
     """Let installed packages declare entry points."""
     monkeypatch.setattr(
-        "eimf.core.registry.entry_points", lambda group: [point for point in points if point.group == group]
+        "eimf.core.registry._declared",
+        lambda group: {point.name: point.value for point in points if point.group == group},
     )
 
 

@@ -1,14 +1,19 @@
 """What makes a finished run out of date, and what does not."""
 
 import ast
+import json
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from eimf.config.load import load
 from eimf.runs import provenance
-from eimf.runs.provenance import code_digest, computing_modules, run_key
+from eimf.runs.provenance import code_digest, computing_modules, input_digests, run_key
+from eimf.studies.suite import find_runs
+from eimf.training.train import train
+from tests.conftest import tiny_config
 
 
 @pytest.fixture
@@ -18,6 +23,11 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(provenance.PACKAGE, package)
     monkeypatch.setattr(provenance, "PACKAGE", package)
     return package
+
+
+@pytest.fixture
+def tiny_run(data_root: Path, tmp_path: Path) -> Path:
+    return train(tiny_config(data_root, tmp_path, "trainer.max_epochs=1")).folder
 
 
 def digest() -> str:
@@ -42,6 +52,9 @@ def test_words_make_nothing_stale(copied: Path) -> None:
     change(copied / "explicit" / "load.py", "explicit interests: ", "other words of a log line: ")
     for name in ("report/page.py", "cli/main.py", "studies/tables.py", "serving/recommender.py", "explorer/view.py"):
         (copied / name).write_text((copied / name).read_text() + "\nADDED = 1\n")
+    change(copied / "runs" / "results.py", "peak_memory_gib", "other_name")
+    schema = copied / "config" / "schema.py"
+    change(schema, "class TrainerConfig:", "class TrainerConfig:\n    new_one: int = 3")  # counts by its value
     assert digest() == before
 
 
@@ -53,6 +66,9 @@ def test_words_make_nothing_stale(copied: Path) -> None:
         ("evaluation/metrics.py", "1 / torch.log2", "2 / torch.log2"),
         ("data/splits.py", "enough = end - start >= 3", "enough = end - start >= 4"),
         ("explicit/tasks/modality_alignment.py", "/ 2", "/ 3"),
+        ("training/train.py", 'mode="max"', 'mode="min"'),
+        ("training/warm_start.py", "import torch", "import torch as other"),  # under another name
+        ("config/schema.py", 'or f"recall@', 'or f"ndcg@'),
         ("labels/typical.py", "np.linalg.norm(means", "2 * np.linalg.norm(means"),
     ],
 )
@@ -80,3 +96,34 @@ def test_a_key_knows_settings_by_value() -> None:
     for other in ("seed=1", "optim.lr=0.002", "eval.filter_seen=false", "backbone.n_interests=3", "loss=gbce"):
         assert run_key(load(None, [other]), "d", "") != run_key(base, "d", "")
     assert run_key(base, "e", "") != run_key(base, "d", "")
+
+
+def test_a_component_from_outside_counts_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "shop_models.py"
+    source = """
+        \"\"\"Our models.\"\"\"
+        from eimf.backbones.comirec_sa import ComiRecSA
+
+        class Ours(ComiRecSA):
+            scale = 1
+    """
+    module.write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = load(None, ["backbone=shop_models:Ours"])
+    before = input_digests(config)
+    assert set(before) == {"backbone.name"}
+    module.write_text(module.read_text().replace("Our models.", "Other words."))
+    assert input_digests(config) == before
+    module.write_text(module.read_text().replace("scale = 1", "scale = 2"))
+    assert input_digests(config) != before
+    assert input_digests(load(None, [])) == {}
+
+
+def test_a_run_that_lacks_a_newer_setting_is_still_found(tiny_run: Path) -> None:
+    record = json.loads((tiny_run / "run.json").read_text())
+    record["key"] = "made by a version without that setting"
+    (tiny_run / "run.json").write_text(json.dumps(record))
+    (found,) = find_runs(tiny_run.parent)
+    config = load(tiny_run / "config.yaml")
+    assert found.this_code
+    assert found.key == run_key(config, record["data_digest"], record["label_digest"], record["inputs"])

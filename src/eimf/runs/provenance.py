@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,10 +25,15 @@ from eimf.labels.source import label_source, read_labels
 from eimf.runs.folder import BEST, TEXT_MAP
 
 PACKAGE = Path(__file__).resolve().parents[1]
-COMPUTING = ("eimf.training.module", "eimf.training.datamodule", "eimf.training.build")
+COMPUTING = ("eimf.training.train", "eimf.training.evaluate")
 """Modules that compute a run. These and all modules that they import affect its numbers."""
-SETTINGS = ("eimf.config", "eimf.core")
-"""Packages that are left out: settings count by their values, and `core` computes no numbers."""
+SCHEMA = "eimf.config.schema"
+"""Settings count by their values; of this module, only what functions derive from settings counts."""
+RECORDING = (
+    *("eimf.config", "eimf.core", "eimf.training.callbacks.curves", "eimf.training.callbacks.progress"),
+    *(f"eimf.runs.{name}" for name in ("curves", "interest_names", "provenance", "results", "tracking")),
+)
+"""Modules and packages that are left out: they read, write or show, and compute no numbers."""
 
 
 def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping[str, str] | None = None) -> str:
@@ -53,11 +59,11 @@ def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping
 
 
 def input_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files that a run reads beside data and labels: own item vectors, the run that it starts from, and
-    the labels of held-out users.
+    """SHA-256 of what a run reads beside data and labels: own item vectors, the run that it starts from, the labels of
+    held-out users, and the modules of components that are not ours.
 
     Raises:
-        ConfigError: a file is missing.
+        ConfigError: a file is missing, or a component is unknown.
         LabelError: there are no such labels.
     """
     paths = {"text.vectors": Path(config.text.vectors)} if config.text.vectors else {}
@@ -68,7 +74,7 @@ def input_digests(config: Config) -> dict[str, str]:
     for key, path in paths.items():
         if not path.is_file():
             raise ConfigError(f"{key}: {path} is not a file; give the path of an existing one.")
-    digests = {key: sha256_file(path) for key, path in paths.items()}
+    digests = {key: sha256_file(path) for key, path in paths.items()} | outside_digests(config)
     if config.eval.labels:
         digests["eval.labels"] = digest_of(read_labels(config.eval.labels))
     return digests
@@ -85,20 +91,51 @@ def code_digest() -> str:
     for name in sorted(computing_modules()):
         path = _path_of(name)
         assert path is not None
-        tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8")))
-        digest.update(name.encode() + b"\0" + ast.dump(tree).encode() + b"\0")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if name == SCHEMA:
+            tree = ast.Module([node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)], [])
+        digest.update(name.encode() + b"\0" + _dump(tree) + b"\0")
     return digest.hexdigest()
+
+
+def _dump(tree: ast.AST) -> bytes:
+    return ast.dump(_Bare().visit(tree)).encode()
+
+
+def outside_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the modules that hold the components of other packages which a configuration names.
+
+    Raises:
+        ConfigError: a component is unknown, or cannot be imported.
+    """
+    named = {
+        "backbone.name": (BACKBONES, config.backbone.name),
+        "loss.name": (LOSSES, config.loss.name),
+        "dataset.source": (SOURCES, config.dataset.source),
+        **{f"eimf.tasks.{name}": (TASKS, name) for name in config.eimf.tasks},
+        **{f"metric.{name}": (METRICS, name) for name in METRICS},
+    }
+    digests = {}
+    for key, (registry, name) in named.items():
+        if name in registry.known:
+            continue
+        _ = registry[name]  # imports it, or says why it cannot be
+        path = getattr(sys.modules[registry.module_of(name)], "__file__", None)
+        if path and path.endswith(".py"):
+            digests[key] = hashlib.sha256(_dump(ast.parse(Path(path).read_text(encoding="utf-8")))).hexdigest()
+    return digests
 
 
 def computing_modules() -> set[str]:
     """Names of the package's modules that take part in computing a run."""
     components = [path for registry in (BACKBONES, LOSSES, METRICS, SOURCES, TASKS) for path in registry.known.values()]
-    waiting = [*COMPUTING, *(path.partition(":")[0] for path in components)]
+    waiting = [*COMPUTING, SCHEMA, *(path.partition(":")[0] for path in components)]
     modules: set[str] = set()
     while waiting:
         name = waiting.pop()
         path = _path_of(name)
-        if path is None or name in modules or name.startswith(SETTINGS):
+        left_out = name != SCHEMA and any(name == other or name.startswith(f"{other}.") for other in RECORDING)
+        if path is None or name in modules or left_out:
             continue
         modules.add(name)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -119,7 +156,10 @@ def _path_of(module: str) -> Path | None:
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops nodes that compute nothing: standalone texts, arguments of errors, log lines, imports."""
+    """Drops nodes that compute nothing: standalone texts, arguments of errors, log lines, warnings, and imports.
+
+    An import under another name is kept: the rest of the module does not tell what that name means.
+    """
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         if isinstance(node.value, ast.Constant):
@@ -129,20 +169,25 @@ class _Bare(ast.NodeTransformer):
             if (
                 isinstance(function, ast.Attribute)
                 and isinstance(function.value, ast.Name)
-                and function.value.id == "log"
+                and function.value.id in ("log", "warnings")
             ):
                 return None
         return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        return ast.Assert(test=node.test, msg=None)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return ast.Raise(exc=kind, cause=None)
 
-    def visit_Import(self, node: ast.Import) -> None:
-        return None
+    def visit_Import(self, node: ast.Import) -> ast.AST | None:
+        renamed = [alias for alias in node.names if alias.asname]
+        return ast.Import(renamed) if renamed else None
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        return None
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        renamed = [alias for alias in node.names if alias.asname]
+        return ast.ImportFrom(node.module, renamed, node.level) if renamed else None
 
 
 def label_digest(config: Config) -> str:

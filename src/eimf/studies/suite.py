@@ -249,8 +249,7 @@ def find_runs(root: Path) -> list[Found]:
         try:
             record = read_run(folder)
             made_here = record["code"] == code_digest()
-            # An older run lacks newer settings: use their defaults.
-            key = record["key"] if made_here else _key_today(folder, record)
+            key = _key_today(folder, record)  # a run that lacks newer settings has their defaults
             state = FINISHED if finished else RUNNING if is_locked(folder / LOCK) else RESUMABLE
             runs.append(Found(folder, key, made_here, state, path.stat().st_mtime))
         except (OSError, ValueError, KeyError, TypeError):
