@@ -78,7 +78,7 @@ def test_the_loss_is_the_cross_entropy_of_the_routing_shares() -> None:
 
 def build(labelled: Supervision | None, **options: str) -> ExplicitTasks:
     found = find_prototypes(np.eye(5, 3, k=-1, dtype=np.float32), 3)
-    return ExplicitTasks(labelled, 8, EIMFConfig(**options), links=None, prototypes=found)  # pyright: ignore[reportArgumentType]
+    return ExplicitTasks(labelled, 8, EIMFConfig(**options), links=None, item_prototypes=found)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_loss_is_computed_at_every_step_and_needs_no_labels() -> None:
@@ -87,7 +87,7 @@ def test_the_loss_is_computed_at_every_step_and_needs_no_labels() -> None:
     assert tasks.weights_at(0, 3) == {"prototype_alignment": 0.1}
     assert isinstance(tasks.tasks["prototype_alignment"], AlignPrototypes)
     assert not list(tasks.parameters())
-    with pytest.raises(ConfigError, match="needs prototypes"):
+    with pytest.raises(ConfigError, match="needs item_prototypes"):
         ExplicitTasks(None, 8, EIMFConfig(**options))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="need labels"):
         ExplicitTasks(None, 8)

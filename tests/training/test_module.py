@@ -146,7 +146,7 @@ def test_early_stopping_validate_and_predict_need_nothing_of_ours(tiny: Prepared
 @pytest.mark.parametrize("kind", ["ComiRecDR", "MIND", "REMI", "SASRec", "Popularity"])
 @pytest.mark.slow
 def test_load_from_checkpoint_needs_the_path_alone(kind: str, tiny: Prepared, tmp_path: Path) -> None:
-    data = data_of(tiny)
+    data = data_of(tiny, max_len=12)
     options = {} if kind == "Popularity" else {"embed_dim": 16}
     loss = eimf.InterestHardNegatives(n_negatives=20, ihn_beta=2.0)
     model = eimf.MultiInterestModel(getattr(eimf, kind)(data.n_items, 12, **options), loss, lr=0.02, k=(5,))

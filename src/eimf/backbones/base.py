@@ -6,6 +6,7 @@ I items.
 
 import copy
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -80,6 +81,9 @@ class Backbone(nn.Module):
     def __init__(self, n_items: int, max_len: int = 20, config: BackboneConfig | None = None, **options: Any) -> None:
         super().__init__()
         self.config = config = take_options(type(self).Config, config, options)
+        for name, value in (("n_items", n_items), ("max_len", max_len)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{type(self).__name__}: {name} must be a whole number from 1, is {value!r}.")
         self.n_items, self.max_len, self.embed_dim = n_items, max_len, config.embed_dim
         if self.trainable:
             self.item_embedding = nn.Embedding(n_items + 1, config.embed_dim, padding_idx=0)
@@ -107,7 +111,7 @@ class Backbone(nn.Module):
 
     def extract(self, history: Int[Tensor, "B L"]) -> Interests:
         """The part of `forward` that each backbone implements."""
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__}: has no method extract(history); a backbone must define it.")
 
     def _check(self, interests: Interests, history: Tensor) -> None:
         vectors, routing, name = interests.vectors, interests.routing, type(self).__name__

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from eimf.data.prepared import Prepared
     from eimf.evaluation.evaluator import Evaluation
 
-SHOWN = ("recall", "hr", "ndcg", "ndcg_comirec", "mrr", "coverage")
-
 
 def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
@@ -91,6 +89,8 @@ def program() -> str:
 
 def print_results(results: "dict[str, Evaluation]", title: str) -> None:
     """Print metrics of validation and test users, and further measures of the lists."""
+    from eimf.config.components import METRICS
+
     console = Console()
     table = Table(title=Text(title), title_justify="left")
     table.add_column("metric")
@@ -103,7 +103,7 @@ def print_results(results: "dict[str, Evaluation]", title: str) -> None:
     ]
     for prefix in beside:
         table.add_column(f"{shown}, {prefix}", justify="right")
-    keys = [key for key in results[shown].summary if key.split("@")[0] in SHOWN]
+    keys = [key for key in results[shown].summary if key.split("@")[0] in (*METRICS, "coverage")]
     for key in keys:
         row = [f"{results[part].summary[key]:.4f}" for part in columns]
         for prefix in beside:

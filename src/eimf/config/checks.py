@@ -125,6 +125,7 @@ def _check_effect(config: Config) -> None:
     rules = [
         ("optim.weight_decay", not rowwise, "optim.name=rowwise has no weight decay"),
         ("optim.item_lr", rowwise, f"optim.name={config.optim.name} has one learning rate, optim.lr"),
+        ("split.seed", user, f"split.kind={config.split.kind} has nothing random"),
         ("split.context", user, f"split.kind={config.split.kind} does not use it"),
         ("split.validation", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
         ("split.test", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
@@ -192,6 +193,11 @@ def _check_rest(config: Config) -> None:
         raise ConfigError(
             f"typical.run: is empty, but typical.represent={config.typical.represent} needs the folder of a trained "
             "run of the same data and split."
+        )
+    if config.optim.name == "rowwise" and config.trainer.gradient_clip > 0:
+        raise ConfigError(
+            f"trainer.gradient_clip: is {config.trainer.gradient_clip}, but optim.name=rowwise has sparse gradients, "
+            "which cannot be clipped; leave it at 0.0."
         )
     if config.trainer.strategy == "fsdp" and config.optim.name == "rowwise":
         raise ConfigError("trainer.strategy: fsdp has no sparse gradients; use ddp, or optim.name=adam.")

@@ -3,7 +3,9 @@
 import re
 from dataclasses import field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from eimf.core.errors import ConfigError
 
@@ -29,6 +31,8 @@ def check_ranges(options: Any, path: str = "") -> None:
         if is_dataclass(value):
             check_ranges(value, where)
             continue
+        if value is None:  # where a type allows it
+            continue
         low, high = item.metadata.get("low"), item.metadata.get("high")
         if isinstance(value, int | float) and value != value:
             raise ConfigError(f"{where}: must be a number, is {value}.")
@@ -36,6 +40,41 @@ def check_ranges(options: Any, path: str = "") -> None:
             raise ConfigError(f"{where}: must be at least {low}, is {value}.")
         if high is not None and value > high:
             raise ConfigError(f"{where}: must be at most {high}, is {value}.")
+
+
+def check_types(options: Any) -> None:
+    """Check that every field of an options dataclass has the type that it declares.
+
+    Whole numbers count as numbers; numbers of numpy count too. Fields of other types than numbers, texts, choices and
+    truth values are not checked.
+
+    Raises:
+        ConfigError: a value has another type, or is none of the choices.
+    """
+    declared = get_type_hints(type(options))
+    for item in fields(options):
+        value, kind = getattr(options, item.name), declared[item.name]
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if not any(_fits(value, each) for each in kinds):
+            rule = " or ".join(_describe(each) for each in kinds)
+            raise ConfigError(f"{item.name}: must be {rule}, is {value!r}.")
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+
+
+def _describe(kind: Any) -> str:
+    return (
+        f"one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else _NAMES.get(kind, str(kind))
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(value is choice or (value == choice and type(value) is type(choice)) for choice in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in _NAMES else True
 
 
 def take_options(kind: type[Options], whole: Options | None, given: dict[str, Any]) -> Options:
@@ -47,11 +86,19 @@ def take_options(kind: type[Options], whole: Options | None, given: dict[str, An
         given: fields by name.
 
     Raises:
-        ConfigError: both are given, a name is unknown, or a number lies outside its range.
+        ConfigError: both are given, `whole` is something else, a name is unknown, or a value has the wrong type or
+            lies outside its range.
     """
     if whole is not None:
         if given:
             raise ConfigError(f"{kind.__name__}: give it whole or as arguments ({', '.join(given)}), not both.")
+        if not isinstance(whole, kind):
+            raise ConfigError(
+                f"config: must be a {kind.__name__}, is {whole!r}; single options are given by name, such as "
+                f"{fields(kind)[-1].name}=...."  # pyright: ignore[reportArgumentType]
+            )
+        check_types(whole)
+        check_ranges(whole)
         return whole
     known = [item.name for item in fields(kind)]  # pyright: ignore[reportArgumentType]
     for name in given:
@@ -60,6 +107,7 @@ def take_options(kind: type[Options], whole: Options | None, given: dict[str, An
                 f"{kind.__name__}: {name}: no such option{nearest(name, known)}; it has {', '.join(known)}."
             )
     options = kind(**given)
+    check_types(options)
     check_ranges(options)
     return options
 

@@ -153,6 +153,7 @@ class TrainingBatches:
         epoch: of the first iteration.
         rank, world_size: this process takes every `world_size`-th sample, and all processes take equally many.
         labels: sampler of labelled users, whose samples are added to the batches.
+        same: every iteration is epoch 0, for Lightning's `overfit_batches`.
     """
 
     def __init__(
@@ -169,8 +170,9 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         labels: LabelledSampler | None = None,
+        same: bool = False,
     ) -> None:
-        self.labels = labels
+        self.labels, self.same = labels, same
         self.items, self.max_len, self.batch_size = items, max_len, batch_size
         self._histories = Histories(items, max_len + 1)
         self.sampling, self.rank, self.world_size = sampling, rank, world_size
@@ -206,7 +208,7 @@ class TrainingBatches:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
-        self.epoch = epoch
+        self.epoch = 0 if self.same else epoch
 
     def state_dict(self) -> dict[str, int]:
         """The step that the current iteration has reached."""
@@ -218,7 +220,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, skip = self.epoch, self._skip
-        self.epoch, self._skip = epoch + 1, 0
+        self.epoch, self._skip = 0 if self.same else epoch + 1, 0
         generator_seed = (self.seed * 1_000_003 + epoch) % 2**63
         generator = torch.Generator().manual_seed(generator_seed)
         total = self.n_samples * self.world_size

@@ -301,7 +301,7 @@ def evaluate(
     targets: Iterable[Sequence[int]],
     *,
     seen: Iterable[Sequence[int]] | None = None,
-    k: Sequence[int] = (20, 50),
+    k: int | Sequence[int] = (20, 50),
     index: str = "flat",
     search: int = 0,
     diversity_lambdas: Sequence[float] = (),
@@ -324,8 +324,19 @@ def evaluate(
         `user_idx` in its tables is the row of `interests`.
 
     Raises:
-        DataError: the numbers of users differ, a user has no target, or an item has no vector.
+        DataError: shapes or the numbers of users differ, a value is no finite number, a user has no target, or an item
+            has no vector.
     """
+    interests, item_vectors = (
+        _vectors(name, value, shape)
+        for name, value, shape in (("interests", interests, "[U, K, D]"), ("item_vectors", item_vectors, "[I + 1, D]"))
+    )
+    if interests.shape[-1] != item_vectors.shape[-1]:
+        raise DataError(
+            f"interests: have {interests.shape[-1]} dimensions, item_vectors {item_vectors.shape[-1]}; "
+            "give both of one model."
+        )
+    cutoffs = sorted({k} if isinstance(k, int) else set(k))
     wanted, context = Ragged.of(targets), Ragged.of(seen) if seen is not None else None
     users = len(interests)
     for name, lists in (("targets", wanted), ("seen", context)):
@@ -341,11 +352,11 @@ def evaluate(
             )
     if bool((wanted.lengths == 0).any()):
         raise DataError(f"targets: user {int((wanted.lengths == 0).nonzero()[0, 0])} has none; leave such users out.")
-    if not k or min(k) < 1:
-        raise DataError(f"k: cut-offs must be whole numbers from 1, are {list(k)}.")
+    if not cutoffs or cutoffs[0] < 1:
+        raise DataError(f"k: cut-offs must be whole numbers from 1, are {cutoffs}.")
     evaluator = Evaluator(
-        item_vectors.detach().float().cpu().numpy(),
-        sorted(set(k)),
+        item_vectors.numpy(),
+        cutoffs,
         filter_seen=seen is not None,
         index=index,
         search=search,
@@ -357,6 +368,20 @@ def evaluate(
         part = context.select(rows) if context is not None else None
         evaluator.add(rows, interests[rows], wanted.select(rows), part)
     return evaluator.evaluation()
+
+
+def _vectors(name: str, value: Any, shape: str) -> Tensor:
+    """An array or tensor of vectors in float32 on the CPU.
+
+    Raises:
+        DataError: it has another number of dimensions, or values that are no finite numbers.
+    """
+    found = torch.as_tensor(value).detach().float().cpu()
+    if found.ndim != len(shape.split(",")):
+        raise DataError(f"{name}: must have the shape {shape}, has {list(found.shape)}.")
+    if not bool(found.isfinite().all()):
+        raise DataError(f"{name}: some values are no finite numbers (NaN or infinite); check the model that made them.")
+    return found
 
 
 def _all_gather(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ number of the user's distinct targets. Ranks beyond the cut-off k are ignored. I
 ranks are no hits.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -207,11 +208,11 @@ def list_overlap(lists: Int[Tensor, "B K N"]) -> Values:
     """
     count = lists.shape[1]
     total = torch.zeros(len(lists), dtype=torch.float64)
-    for a in range(count):
-        for b in range(a + 1, count):
-            same = (lists[:, a, :, None] == lists[:, b, None, :]) & (lists[:, a, :, None] != 0)
-            shorter = torch.minimum((lists[:, a] != 0).sum(dim=1), (lists[:, b] != 0).sum(dim=1))
-            total += same.sum(dim=(1, 2)).double() / shorter.clamp(min=1)
+    for a, b in itertools.combinations(range(count), 2):
+        both = lists[:, [a, b]].flatten(1).sort(dim=1).values  # an item of both lists stands twice in a row
+        same = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)).sum(dim=1)
+        shorter = torch.minimum((lists[:, a] != 0).sum(dim=1), (lists[:, b] != 0).sum(dim=1))
+        total += same.double() / shorter.clamp(min=1)
     return total / max(1, count * (count - 1) // 2)
 
 

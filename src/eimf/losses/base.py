@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, Interests, Items
 from eimf.config.schema import LossConfig
+from eimf.core.errors import ConfigError
 from eimf.core.options import take_options
 from eimf.losses.functions import read_out, routing_regularisation
 from eimf.losses.negatives import NegativeSampler
@@ -58,7 +59,7 @@ class Loss(nn.Module):
 
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """The loss of predicting targets from any K vectors per sample (also used for explicit interests)."""
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__}: has no method predict(...); a loss must define it.")
 
     def read_out(self, vectors: Float[Tensor, "B K D"], truth: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """One vector per sample: its interests combined by label-aware attention, divided by the temperature."""

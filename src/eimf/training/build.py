@@ -89,7 +89,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False, resu
             config.backbone.embed_dim,
             config.eimf,
             links=links,
-            prototypes=prototypes,
+            item_prototypes=prototypes,
             seed=config.seed,
         )
     if train and not resume and config.start:
@@ -100,7 +100,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False, resu
         loss,
         optim.lr,
         optimizer=optim.name,
-        item_lr=optim.item_lr,
+        item_lr=optim.item_lr if optim.name == "rowwise" else None,
         weight_decay=optim.weight_decay,
         schedule=optim.schedule,
         k=config.cutoffs,

@@ -36,7 +36,8 @@ class InteractionData(pl.LightningDataModule):
         config: options of the batches.
         labels: explicit interests of users: a label cache, a JSONL file, or a list of labels. None trains
             without them.
-        explicit: options of training with explicit interests.
+        explicit: options of training with explicit interests, for loading the labels. Which samples a step gets is up
+            to the model's `tasks`, where a trainer has a model with some.
         encoder: text encoder; used with `labels` only.
         vectors: file of item vectors to compare users by (`text.vectors`), if labels are shared with similar users.
         root: the data folder, where text vectors are kept.
@@ -76,6 +77,10 @@ class InteractionData(pl.LightningDataModule):
         self.explicit = explicit or EIMFConfig()
         if isinstance(split, str):
             split = take_options(SplitConfig, None, {"kind": split})
+        take_options(SplitConfig, split, {})
+        take_options(EIMFConfig, self.explicit, {})
+        if isinstance(labels, bool):
+            raise ConfigError("labels: must be a file or a list of labels; True is for InteractionData.from_name.")
         self.split = split_sequences(prepared.sequences, split)
         self.item_counts = torch.from_numpy(self.split.item_counts(prepared.sequences, prepared.n_items))
         self.categories = torch.from_numpy(prepared.categories).long()
@@ -120,6 +125,11 @@ class InteractionData(pl.LightningDataModule):
         return self.prepared.n_items
 
     @property
+    def max_len(self) -> int:
+        """L: number of most recent items that a batch holds of each history."""
+        return self.config.max_len
+
+    @property
     def histories(self) -> Ragged:
         """The training items of all users."""
         start, end = (torch.from_numpy(part) for part in (self.split.train.start, self.split.train.end))
@@ -151,10 +161,13 @@ class InteractionData(pl.LightningDataModule):
             seed=self.seed,
             **self._place(),
             labels=self._labelled_sampler(),
+            same=bool(getattr(self.trainer, "overfit_batches", 0) > 0),
         )
 
     def _labelled_sampler(self) -> LabelledSampler | None:
-        explicit = self.explicit
+        model = self.trainer.lightning_module if self.trainer is not None else None
+        tasks = getattr(model, "tasks", None)
+        explicit = tasks.config if tasks is not None else self.explicit
         if self.supervision is None or not explicit.samples_labelled:
             return None
         return LabelledSampler(

@@ -4,7 +4,7 @@ It works with any `pytorch_lightning.Trainer`, and with any data module whose ba
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
 from eimf.config.components import BACKBONES, LOSSES
 from eimf.core.errors import ConfigError, TrainingError
+from eimf.core.options import option, take_options
 from eimf.core.registry import Registry
 from eimf.data.batch import Batch, EvalBatch, LabelledSamples, Ragged
 from eimf.evaluation.evaluator import Evaluation, Evaluator
@@ -32,8 +33,25 @@ from eimf.training.optimizers import build_optimizer
 RANDOM = "eimf_random_state"
 DIVERGED = 1e6
 """A loss this large has diverged: the softmax over a billion items starts at 21 nats."""
+ITEM_LR = 0.05
+"""Learning rate of the item table under `rowwise`, unless another one is given."""
 Spec = Mapping[str, Any]
 """A backbone or loss in plain values, as in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The plain arguments of `MultiInterestModel`."""
+
+    lr: float = option(0.001, low=0.0)
+    optimizer: Literal["adam", "adamw", "rowwise"] = "adam"
+    item_lr: float | None = option(None, low=0.0)
+    weight_decay: float = option(0.0, low=0.0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    filter_seen: bool | Literal["auto"] = "auto"
+    index: str = "flat"
+    search: int = option(0, low=0)
+    seed: int = option(0, low=0)
 
 
 class MultiInterestModel(pl.LightningModule):
@@ -48,7 +66,7 @@ class MultiInterestModel(pl.LightningModule):
         loss: any of `eimf.losses`; by default the softmax over all items.
         lr: learning rate.
         optimizer: `adam`, `adamw`, or `rowwise`: sparse gradients for the item table with one Adagrad state per row.
-        item_lr: learning rate of the item table under `rowwise`.
+        item_lr: learning rate of the item table under `rowwise`; by default 0.05.
         weight_decay: L2 (adam) or decoupled (adamw).
         schedule: `cosine` lowers the rate to 0 over the trainer's `max_epochs`.
         k: cut-offs of the metrics.
@@ -76,10 +94,10 @@ class MultiInterestModel(pl.LightningModule):
         lr: float = 0.001,
         *,
         optimizer: Literal["adam", "adamw", "rowwise"] = "adam",
-        item_lr: float = 0.05,
+        item_lr: float | None = None,
         weight_decay: float = 0.0,
         schedule: Literal["constant", "cosine"] = "constant",
-        k: Sequence[int] = (10, 20, 50),
+        k: int | Sequence[int] = (10, 20, 50),
         filter_seen: bool | Literal["auto"] = "auto",
         index: str = "flat",
         search: int = 0,
@@ -88,38 +106,39 @@ class MultiInterestModel(pl.LightningModule):
         tasks: ExplicitTasks | None = None,
     ) -> None:
         super().__init__()
+        given: dict[str, Any] = {
+            "lr": lr,
+            "optimizer": optimizer,
+            "item_lr": item_lr,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "filter_seen": filter_seen,
+            "index": index,
+            "search": search,
+            "seed": seed,
+        }
+        take_options(ModelOptions, None, given)
+        self.origin: dict[str, Any] | None = None
+        """Plain values to keep in every checkpoint, such as the configuration of `eimf train`."""
         self.tasks = tasks
-        self.backbone: Backbone = (
-            backbone if isinstance(backbone, Backbone) else _restore(backbone, BACKBONES, Backbone)
-        )
-        if loss is None:
-            loss = FullSoftmax()
-        self.loss: Loss = loss if isinstance(loss, Loss) else _restore(loss, LOSSES, Loss)
+        self.backbone: Backbone = _component(backbone, BACKBONES, Backbone)
+        self.loss: Loss = FullSoftmax() if loss is None else _component(loss, LOSSES, Loss)
+        cutoffs = sorted({k} if isinstance(k, int) else set(k))
         self.save_hyperparameters(
             {
                 "backbone": _describe(self.backbone)
                 | {"n_items": self.backbone.n_items, "max_len": self.backbone.max_len},
                 "loss": _describe(self.loss),
-                "lr": lr,
-                "optimizer": optimizer,
-                "item_lr": item_lr,
-                "weight_decay": weight_decay,
-                "schedule": schedule,
-                "k": sorted(set(k)),
-                "filter_seen": filter_seen,
-                "index": index,
-                "search": search,
+                **given,
+                "k": cutoffs,
                 "diversity_lambdas": list(diversity_lambdas),
-                "seed": seed,
-            },
-            logger=False,
+            }
         )
-        if not self.hparams["k"] or self.hparams["k"][0] < 1:
-            raise ConfigError(f"k: cut-offs must be whole numbers from 1, are {list(k)}.")
+        if not cutoffs or cutoffs[0] < 1:
+            raise ConfigError(f"k: cut-offs must be whole numbers from 1, are {cutoffs}.")
+        self._check_fit()
         if optimizer == "rowwise" and self.backbone.trainable:
             self.backbone.item_embedding.sparse = True
-        self.origin: dict[str, Any] | None = None
-        """Plain values to keep in every checkpoint, such as the configuration of `eimf train`."""
         self.evaluations: dict[str, Evaluation] = {}
         self._item_counts: Tensor | None = None
         self._categories: Tensor | None = None
@@ -128,6 +147,43 @@ class MultiInterestModel(pl.LightningModule):
         self._random_state: Tensor | None = None
         self.fitted = False
         """Whether the backbone has its weights from a checkpoint, or from `histories`."""
+
+    def _check_fit(self) -> None:
+        """Refuse arguments that do not fit each other, or have no effect together."""
+        backbone, loss, tasks, options = self.backbone, self.loss, self.tasks, self.hparams
+        rowwise = options["optimizer"] == "rowwise"
+        if rowwise and options["weight_decay"]:
+            raise ConfigError(f"weight_decay: is {options['weight_decay']}, but 'rowwise' has none; leave it out.")
+        if not rowwise and options["item_lr"] not in (None, ITEM_LR):
+            raise ConfigError(f"item_lr: is {options['item_lr']}, but {options['optimizer']!r} has one rate, lr.")
+        if rowwise and isinstance(loss, FullSoftmax):
+            raise ConfigError(
+                "optimizer: 'rowwise' needs sparse gradients; FullSoftmax touches every item; use 'adam'."
+            )
+        if loss.config.routing_weight > 0 and not backbone.routes:
+            raise ConfigError(
+                f"routing_weight: is {loss.config.routing_weight}, but {type(backbone).__name__} has no routing "
+                "weights; set it to 0."
+            )
+        if tasks is None:
+            return
+        if not isinstance(tasks, ExplicitTasks):
+            raise ConfigError(f"tasks: must be ExplicitTasks, is {tasks!r}.")
+        if not backbone.trainable:
+            raise ConfigError(f"tasks: {type(backbone).__name__} is not trained; there is nothing to improve.")
+        if tasks.embed_dim != backbone.embed_dim:
+            raise ConfigError(
+                f"tasks: were made for embed_dim={tasks.embed_dim}, the backbone has {backbone.embed_dim}; make both "
+                "with the same one."
+            )
+        for name in ("interest_assignment", "prototype_alignment"):
+            if name in tasks.tasks and not backbone.routes:
+                raise ConfigError(f"tasks: {name} needs routing weights, which {type(backbone).__name__} has not.")
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What Lightning gives to its loggers. A run of `eimf train` logs its whole configuration instead."""
+        return super().hparams_initial if self.origin is None else type(super().hparams_initial)()
 
     @property
     def filters_seen(self) -> bool:
@@ -170,6 +226,12 @@ class MultiInterestModel(pl.LightningModule):
                 f"n_items: the backbone has {self.backbone.n_items}, the data have {len(counts) - 1}; make the "
                 "backbone with data.n_items."
             )
+        longest = getattr(data, "max_len", 0)
+        if longest > self.backbone.max_len:
+            raise ConfigError(
+                f"max_len: the data have up to {longest} items of a history, the backbone sees "
+                f"{self.backbone.max_len}; make the backbone with max_len=data.max_len."
+            )
         histories = None if self.fitted or self.backbone.trainable else getattr(data, "histories", None)
         self.observe(counts, getattr(data, "categories", None), getattr(data, "repeats", 0.0), histories)
 
@@ -199,6 +261,8 @@ class MultiInterestModel(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self.tasks.weights_at(self.current_epoch, batch_idx) if self.tasks is not None else {}
         samples = batch.labelled if weights else None
+        if samples is None and self.tasks is not None and self.tasks.needs_samples(weights):
+            raise ConfigError("tasks: need samples of labelled users; give the data module labels=....")
         interests, labelled, target = self._extract(batch, samples)
         history = batch.history if batch.target.ndim == 1 else None
         terms = self.loss(self.backbone, interests, history, target)
@@ -214,7 +278,8 @@ class MultiInterestModel(pl.LightningModule):
     ) -> tuple[Interests, Interests | None, Int[Tensor, " B"]]:
         """Interests of the batch and of the labelled samples, and the targets of the batch."""
         if batch.target.ndim == 2:
-            assert isinstance(self.backbone, CausalBackbone)
+            if not isinstance(self.backbone, CausalBackbone):
+                raise ConfigError("sampling: 'sequence' needs a causal backbone, such as GRU4Rec or SASRec.")
             known = batch.target > 0
             interests = Interests(self.backbone.states(batch.history)[known][:, None])
             return interests, self.backbone(samples.history) if samples is not None else None, batch.target[known]
@@ -273,17 +338,20 @@ class MultiInterestModel(pl.LightningModule):
         return self(batch if isinstance(batch, Tensor) else batch.history)
 
     def configure_optimizers(self) -> Any:
+        options, trainer = self.hparams, self._trainer
         if not self.backbone.trainable:
-            return None
-        options = self.hparams
-        trainer = self._trainer
+            raise ConfigError(
+                f"{type(self.backbone).__name__} has nothing to train; use trainer.validate or trainer.test."
+            )
+        if options["optimizer"] == "rowwise" and trainer is not None and trainer.gradient_clip_val:
+            raise ConfigError("optimizer: 'rowwise' has sparse gradients, which cannot be clipped.")
         # A fused step unscales 16-bit gradients itself, after Lightning would have clipped them.
         fused = not (trainer is not None and trainer.gradient_clip_val)
         optimizer: Optimizer = build_optimizer(
             self,
             options["optimizer"],
             lr=options["lr"],
-            item_lr=options["item_lr"],
+            item_lr=ITEM_LR if options["item_lr"] is None else options["item_lr"],
             weight_decay=options["weight_decay"],
             fused=fused,
         )
@@ -312,8 +380,8 @@ class MultiInterestModel(pl.LightningModule):
         if loss is not None and not float(loss) < DIVERGED:
             raise TrainingError(
                 f"training: the loss is {float(loss):.3g} after epoch {self.current_epoch + 1}: it has diverged. "
-                f"Lower the learning rate (optim.lr, {self.hparams['lr']:g} now), clip gradients "
-                "(trainer.gradient_clip=1), or use trainer.precision=32-true."
+                f"Lower the learning rate ({self.hparams['lr']:g} now), clip gradients to a norm of 1, or train with "
+                "precision 32-true (optim.lr, trainer.gradient_clip, trainer.precision on the command line)."
             )
 
     def on_train_start(self) -> None:
@@ -329,14 +397,18 @@ def _describe(component: Backbone | Loss) -> dict[str, Any]:
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "options": asdict(component.config)}
 
 
-def _restore(spec: Spec, registry: Registry, base: type[Any]) -> Any:
-    """The component that `_describe` described.
+def _component(given: Any, registry: Registry, base: type[Any]) -> Any:
+    """A component as it is, or restored from what `_describe` said about it.
 
     Raises:
-        ConfigError: its class cannot be imported, or is not of the class `base`.
+        ConfigError: it is neither, its class cannot be imported, or is not of the class `base`.
     """
-    values = dict(spec)
+    if isinstance(given, base):
+        return given
+    if not isinstance(given, Mapping) or not {"class", "options"} <= set(given):
+        raise ConfigError(f"{base.__name__.lower()}: must be a {base.__name__}, is {given!r}.")
+    values = dict(given)
     kind, options = registry[values.pop("class")], values.pop("options")
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise ConfigError(f"{registry.key}: {spec['class']!r} is no {base.__name__}.")
+        raise ConfigError(f"{registry.key}: {given['class']!r} is no {base.__name__}.")
     return kind(**values, config=kind.Config(**options))

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eimf.backbones.base import Backbone, Interests
+from eimf.core.errors import ConfigError
 from eimf.data.batch import LabelledSamples
 from eimf.losses.base import Loss
 
@@ -54,4 +55,4 @@ class Task(nn.Module):
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """The loss, not yet weighted, in nats."""
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__}: has no method forward(step); a task must define it.")

@@ -36,12 +36,13 @@ class ExplicitTasks(nn.Module):
         embed_dim: D of the backbone.
         config: the options. `enabled` has no effect here.
         links: the explicit interests that each item is linked to, for `prediction=next_interest`.
-        prototypes: groups of the catalogue, for `prototypes`.
+        item_prototypes: groups of the catalogue, for the option `prototypes`.
         seed: seed of the clustering (`prediction=interest`).
         options: the options as plain arguments, such as `alignment_weight=0.05`.
 
     Raises:
-        ConfigError: an option is unknown, or a task lacks `supervision`, `links` or `prototypes`.
+        ConfigError: an option is unknown, or a task lacks `supervision`, `links` or
+            `item_prototypes`.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class ExplicitTasks(nn.Module):
         config: EIMFConfig | None = None,
         *,
         links: ItemInterests | None = None,
-        prototypes: Prototypes | None = None,
+        item_prototypes: Prototypes | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
         self.config = config = take_options(EIMFConfig, config, options)
-        self.prototypes = prototypes
+        self.prototypes, self.embed_dim = item_prototypes, embed_dim
         if supervision is None and config.needs_labels and (config.samples_labelled or links is None):
-            raise ConfigError("eimf: these losses need labels; give labels=..., or set their weights to 0.")
+            raise ConfigError("labels: these losses need labels; give some (eimf.labels), or set their weights to 0.")
         text_dim = supervision.vectors.shape[-1] if supervision is not None else 1
         predicts = config.prediction if supervision is not None else "none"
         aligns = config.alignment if supervision is not None else "none"
@@ -75,17 +76,23 @@ class ExplicitTasks(nn.Module):
             tasks.append(PredictInterest(text_dim, embed_dim, centres, config.matching, config.temperature))
         elif predicts == "next_interest":
             if links is None:
-                raise ConfigError("eimf.prediction: 'next_interest' needs links of items and interests (links=...).")
+                raise ConfigError("prediction: 'next_interest' needs links of items and interests (links=...).")
             tasks.append(PredictNextInterest(text_dim, embed_dim, self.adapter, links))
         if aligns != "none":
             tasks.append(AlignModalities(text_dim, embed_dim, aligns, config.matching, config.temperature))
         if config.assignment_weight > 0:
             tasks.append(AssignInterests(text_dim, embed_dim))
         if config.prototypes != "none":
-            if prototypes is None:
-                raise ConfigError(f"eimf.prototypes: {config.prototypes!r} needs prototypes=..., see find_prototypes.")
-            tasks.append(AlignPrototypes(text_dim, embed_dim, prototypes.of_item))
-        tasks += [TASKS[name](text_dim, embed_dim) for name in config.tasks]
+            if item_prototypes is None:
+                raise ConfigError(f"prototypes: {config.prototypes!r} needs item_prototypes=..., see find_prototypes.")
+            tasks.append(AlignPrototypes(text_dim, embed_dim, item_prototypes.of_item))
+        elif item_prototypes is not None:
+            raise ConfigError("item_prototypes: are not used with prototypes='none'; say where they are from.")
+        for name in config.tasks:
+            kind = TASKS[name]
+            if not (isinstance(kind, type) and issubclass(kind, Task)):
+                raise ConfigError(f"tasks: {name!r} is no Task; derive its class from eimf.explicit.tasks.Task.")
+            tasks.append(kind(text_dim, embed_dim))
         self.tasks = nn.ModuleDict({task.name: task for task in tasks})
         self.weights: dict[str, float] = {
             "semantic_prediction": config.prediction_weight,
@@ -93,6 +100,10 @@ class ExplicitTasks(nn.Module):
             "interest_assignment": config.assignment_weight,
             "prototype_alignment": config.prototype_weight,
         } | {TASKS[name].name: weight for name, weight in config.tasks.items()}
+
+    def needs_samples(self, weights: Mapping[str, float]) -> bool:
+        """Whether a task that is on needs samples of labelled users."""
+        return any(not task.uses_batch for name, task in self.tasks.items() if name in weights)
 
     def weights_at(self, epoch: int, step: int) -> dict[str, float]:
         """Weights of the tasks that are on at a step of an epoch (both from 0)."""
