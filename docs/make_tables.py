@@ -7,7 +7,8 @@ A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -
 `docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
 significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
 `<!-- table: NAME groups only: VARIANT ... -->` the lifts by groups of users in `docs/results/NAME-groups.csv`, and
-`<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote.
+`<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote, and
+`<!-- table: warm-SHOP,warm-SHOP warm -->` the epochs that `python -m eimf.studies.warm_start` counted.
 """
 
 import csv
@@ -19,7 +20,10 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 HOWTO = DOCS / "howto"
-PAGES = (DOCS.parent / "README.md", DOCS / "explanation" / "results.md", HOWTO / "http.md", HOWTO / "words.md")
+PAGES = (
+    *(DOCS.parent / "README.md", DOCS / "explanation" / "results.md"),
+    *(HOWTO / f"{name}.md" for name in ("http", "words", "retrain")),
+)
 BLOCK = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -102,6 +106,24 @@ def words(shops: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def warm(shops: dict[str, dict[str, Any]]) -> str:
+    """Markdown of what `python -m eimf.studies.warm_start` wrote about several shops."""
+    lines = [
+        "| shop | new interactions | best from scratch | epochs | from the earlier run, as good after | its best | epochs |",
+        "| --- |" + " ---: |" * 6,
+    ]
+    for shop, found in shops.items():
+        counts, scratch, again = found["interactions"], found["scratch"], found["warm"]
+        new = f"{counts['whole'] - counts['earlier']:,} of {counts['whole']:,}"
+        reached = "never" if found["reached"] is None else f"{found['reached']} epochs"
+        values = f"{scratch['value']:.4f} | {scratch['epoch']} | {reached} | {again['value']:.4f} | {again['epoch']}"
+        lines.append(f"| {shop} | {new} | {values} |")
+    first = next(iter(shops.values()))
+    return "\n".join(
+        [*lines, "", f"{first['metric'].removeprefix('val/')} of validation users. {on(first['machine'])}"]
+    )
+
+
 def on(machine: dict[str, Any]) -> str:
     """The machine that made a table."""
     return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
@@ -120,6 +142,8 @@ def fill(text: str) -> str:
             made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), files[name].get("labels", {}))
         elif metrics == ["words"]:
             made = words({one.removeprefix("words-").replace("_", " "): found for one, found in files.items()})
+        elif metrics == ["warm"]:
+            made = warm({one.removeprefix("warm-").replace("_", " "): found for one, found in files.items()})
         else:
             made = latencies(files[name]) if metrics == ["latency"] else table(files[name], metrics, only.split())
         return f"{match[1]}{made}\n{match[3]}"

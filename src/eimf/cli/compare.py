@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from eimf.studies.comparison import Comparison
     from eimf.studies.suite import Planned, Suite
 
+PLACES = ("data.root=", "logger.")
+"""Settings that say where things are kept, on this machine only."""
+
 
 def add_commands(commands: Commands) -> None:
     """Add the command `eimf compare`."""
@@ -87,7 +90,8 @@ def _compare(options: argparse.Namespace) -> None:
     unfinished = sum(run.state != FINISHED for run in planned)
     if unfinished:
         log.info(f"{unfinished} of {len(planned)} runs are not finished; the same command continues.")
-    command = shlex.join(["eimf", "compare", options.suite, *map(_without_folder, options.overrides)])
+    kept = [text for text in options.overrides if not text.startswith(PLACES)]
+    command = shlex.join(["eimf", "compare", options.suite, *map(_without_folder, kept)])
     first = next(iter(runs[suite.baseline].values()))
     record = read_run(first)
     about = {name: record.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
