@@ -109,7 +109,7 @@ def words(shops: dict[str, dict[str, Any]]) -> str:
 def warm(shops: dict[str, dict[str, Any]]) -> str:
     """Markdown of what `python -m eimf.studies.warm_start` wrote about several shops."""
     lines = [
-        "| shop | new interactions | best from scratch | epochs | from the earlier run, as good after | its best | epochs |",
+        "| shop | new interactions | best from scratch | epochs | warm: as good after | its best | epochs |",
         "| --- |" + " ---: |" * 6,
     ]
     for shop, found in shops.items():
