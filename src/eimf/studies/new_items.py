@@ -15,6 +15,7 @@ import numpy as np
 import polars
 
 from eimf.config.load import load as load_config
+from eimf.core.errors import run_main
 from eimf.core.files import make_folder, write_json_atomic
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
@@ -183,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

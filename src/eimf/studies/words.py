@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eimf.core.errors import DataError
+from eimf.core.errors import DataError, run_main
 from eimf.core.files import write_json_atomic
 from eimf.data.prepare import prepare
 from eimf.data.splits import split_sequences
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
