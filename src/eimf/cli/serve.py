@@ -150,16 +150,20 @@ def add_commands(commands: Commands) -> None:
         commands,
         "export",
         _export,
-        "write item vectors with their ids, and the backbone as ONNX",
+        "write item vectors with their ids, and the backbone for torch.export and ONNX",
         examples=(
             "eimf export lightning_logs/demo-comirec_sa --to exported",
-            "eimf export lightning_logs/demo-comirec_sa --to exported --no-onnx",
+            "eimf export lightning_logs/demo-comirec_sa --to exported --no-onnx --columns stock.csv",
         ),
         page="howto/export.md",
     )
     export.add_argument("run_folder", metavar="RUN", type=run_folder)
     export.add_argument("--to", metavar="FOLDER", type=Path, required=True, help="a new folder")
-    export.add_argument("--no-onnx", action="store_true", help="item vectors only; needs no further packages")
+    export.add_argument("--no-onnx", action="store_true", help="without ONNX, which needs the extra packages [export]")
+    export.add_argument("--no-program", action="store_true", help="without the program of torch.export")
+    export.add_argument(
+        "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
+    )
     similar = add_command(
         commands,
         "similar",
@@ -314,7 +318,8 @@ def _export(options: argparse.Namespace) -> None:
     from eimf.serving.export import export
     from eimf.serving.recommender import load
 
-    log.info(f"written: {export(load(options.run_folder), options.to, not options.no_onnx)}")
+    model = load(options.run_folder, options.columns)
+    log.info(f"written: {export(model, options.to, not options.no_onnx, not options.no_program)}")
 
 
 def _similar(options: argparse.Namespace) -> None:
