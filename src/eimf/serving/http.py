@@ -77,7 +77,7 @@ class Service:
         self._waiting: list[tuple[Wanted, asyncio.Future[list[Recommendations]]]] = []
         self._busy: asyncio.Task[None] | None = None
         self._loading = asyncio.Lock()
-        self._added: list[dict[str, Any]] = []
+        self._added: dict[str, dict[str, Any]] = {}
 
     @property
     def added(self) -> int:
@@ -133,17 +133,17 @@ class Service:
                     "with them."
                 )
             await run_in_threadpool(self.model.add_items, items)
-            self._added += items
+            self._added |= {str(item["item_id"]): item for item in items}
 
     def _open(self) -> Recommender:
         """The run, with the items that were added and that it does not have."""
         model = self.open()
-        if new := [item for item in self._added if not model.knows(item["item_id"])]:
+        if new := [item for name, item in self._added.items() if not model.knows(name)]:
             try:
                 model.add_items(new)
-                log.info(f"{len(new):,} items that were added over HTTP are carried over")
+                log.info(f"new items that were added over HTTP, and are carried over: {len(new):,}")
             except EimfError as error:
-                log.error(f"{len(new):,} items that were added over HTTP are lost: {error}")
+                log.error(f"new items that were added over HTTP, and cannot be carried over: {len(new):,} ({error})")
         return model
 
     async def reload(self) -> None:
