@@ -207,8 +207,8 @@ def _check_epochs(config: Config, trained: int, folder: Path) -> None:
         rule = f"with optim.schedule={config.optim.schedule} it cannot change, as the learning rate depends on it"
     if rule:
         raise ConfigError(
-            f"trainer.max_epochs: is {wanted}, but the checkpoint was trained with {trained}; {rule}. Keep that, or train "
-            f"anew: eimf train {folder}/config.yaml trainer.max_epochs={wanted}"
+            f"trainer.max_epochs: is {wanted}, but the checkpoint was trained with {trained}; {rule}. Keep that, or "
+            f"train anew: eimf train {folder}/config.yaml trainer.max_epochs={wanted}"
         )
 
 
