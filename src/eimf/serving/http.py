@@ -200,6 +200,7 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence
         _check_fields(body, ("items",), {"items"})
         if not isinstance(body["items"], list) or not 1 <= len(body["items"]) <= ITEMS:
             raise ConfigError(f"items: must be a list of 1 to {ITEMS:,} new items.")
+        _check_texts(body)
         await service.add_items([_object(one, f"items[{place}]") for place, one in enumerate(body["items"])])
         return JSONResponse({"added": len(body["items"]), "items": len(service.model.items)})
 
@@ -337,6 +338,15 @@ def _options(given: dict[str, Any]) -> ListOptions:
     if options.n > LIST:
         raise ConfigError(f"n: must be at most {LIST:,}, is {options.n:,}.")
     return options
+
+
+def _check_texts(body: dict[str, Any]) -> None:
+    """Refuse texts with half of a surrogate pair, which JSON can name, but tables cannot keep."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ConfigError(f"items: a text has half a character ({half!a}); send the whole one.") from None
 
 
 def _check_rows(wanted: Sequence[Wanted], model: Recommender) -> None:
