@@ -4,6 +4,7 @@ import asyncio
 import copy
 import http.client
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +12,20 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from eimf.cli.main import main
+from eimf.runs.folder import read_checkpoint
 from eimf.serving import http as module
 from eimf.serving.http import Service, build_app
 from eimf.serving.openapi import describe_api
-from eimf.serving.recommender import Recommendations, Recommender
+from eimf.serving.recommender import Recommendations, Recommender, load
+from eimf.serving.server import Server
 from eimf.training.train import train
 from tests.conftest import ROOT, tiny_config
 
@@ -101,7 +103,22 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/recommend", {"requests": []}, "requests: must be a list of 1 to 256 requests"),
         ("/recommend", {"requests": [{"history": []}] * 257}, "requests: must be a list of 1 to 256 requests"),
         ("/recommend", {"requests": [3]}, "requests[0]: must be an object, is int"),
-        ("/similar", {"item_id": "nope"}, "'nope' not in the catalogue"),
+        ("/recommend", {"requests": [{"history": []}, {"history": [], "n": 0}]}, "requests[1]: n: must be a whole"),
+        ("/recommend", {"requests": [{"history": []}, {}]}, "requests[1]: history: is missing"),
+        (
+            "/recommend",
+            {"requests": [{"history": []}, {"history": HISTORY, "allow": {"stok": 1}}]},
+            "requests[1]: allow: the items have no column 'stok'",
+        ),
+        ("/recommend", {"requests": [{"history": ["x"], "unknown": "error"}]}, "requests[0]: history: 'x' not in the"),
+        ("/recommend", {"requests": [{"history": [], "n": 1000}] * 101}, "n: the call asks for 101,000 rows"),
+        ("/recommend", {"history": [], "words": ["\ud800 oil"]}, "words: '\\ud800 oil' is no text"),
+        ("/similar", {"item_id": "nope"}, "item_id: 'nope' not in the catalogue"),
+        ("/items", {"items": []}, "items: must be a list of 1 to 1,000 new items"),
+        ("/items", {"items": [{}] * 1001}, "items: must be a list of 1 to 1,000 new items"),
+        ("/items", {"items": ["N1"]}, "items[0]: must be an object, is str"),
+        ("/items", {"item": []}, "'item': no such field (did you mean 'items'?)"),
+        ("/items", {"items": [{"item_id": "N1", "title": "Mat"}]}, "eimf map"),
         ("/similar", {"item_id": ["P00003"]}, "item_id: must be a text"),
         ("/similar", {"item_id": "P00003", "history": []}, "'history': no such field"),
     ],
@@ -153,6 +170,37 @@ def test_about_and_the_description(client: TestClient, model: Recommender) -> No
     assert (words["maxItems"], words["items"]["maxLength"]) == (module.PHRASES, module.PHRASE)
     assert schemas["Requests"]["properties"]["requests"]["maxItems"] == module.REQUESTS
     assert schemas["Request"]["properties"]["history"]["maxItems"] == module.HISTORY
+    assert schemas["NewItems"]["properties"]["items"]["maxItems"] == module.ITEMS
+    assert f"{module.ROWS:,} rows" in api["paths"]["/recommend"]["post"]["summary"]
+
+
+def test_a_call_has_at_most_so_many_rows(
+    client: TestClient, model: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", 4 * model.n_interests)
+    one = {"history": HISTORY, "n": 2, "by_interest": True}
+    reply = client.post("/recommend", json={"requests": [one, one]})
+    assert [len(answer["lists"]) for answer in reply.json()["answers"]] == [model.n_interests] * 2
+    more = client.post("/recommend", json={"requests": [one, one, {"history": HISTORY, "n": 1}]})
+    rows = 4 * model.n_interests
+    assert more.status_code == 400
+    assert f"n: the call asks for {rows + 1} rows (n times the lists of all requests), at most {rows} go" in more.text
+    alone = client.post("/recommend", json=one | {"n": 5})
+    assert f"n: the call asks for {5 * model.n_interests} rows" in alone.json()["error"]
+    texts = [{"history": HISTORY, "n": rows}, {"history": HISTORY, "n": rows + 1}]
+    assert [client.post("/recommend", json=one).status_code for one in texts] == [200, 400]
+
+
+def test_json_is_made_in_another_thread(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    render, threads = module._render, []
+
+    def render_here(*arguments: Any) -> Any:
+        threads.append((threading.current_thread(), asyncio._get_running_loop()))
+        return render(*arguments)
+
+    monkeypatch.setattr(module, "_render", render_here)
+    assert client.post("/recommend", json={"history": HISTORY}).status_code == 200
+    assert [loop for _, loop in threads] == [None]  # not in the thread of the event loop, which answers /health
 
 
 def ask(port: int, body: dict[str, Any] | None, path: str = "/recommend") -> tuple[int, Any]:
@@ -162,16 +210,70 @@ def ask(port: int, body: dict[str, Any] | None, path: str = "/recommend") -> tup
             return reply.status, json.loads(reply.read())
 
 
-@pytest.fixture(scope="module")
-def port(model: Recommender) -> Iterator[int]:
-    server = uvicorn.Server(uvicorn.Config(build_app(Service(lambda: model)), port=0, log_level="warning"))
+@contextmanager
+def running(model: Recommender) -> Iterator[tuple[Server, int]]:
+    """A server in another thread, and its port."""
+    server = Server(build_app(Service(lambda: model)), 30, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield server.servers[0].sockets[0].getsockname()[1]
+    yield server, server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(model: Recommender) -> Iterator[int]:
+    with running(model) as (_, port):
+        yield port
+
+
+def keep_asking(port: int, stop: float) -> list[int]:
+    """Ask over one connection until the server closes it: the statuses of all requests.
+
+    Args:
+        stop: by `time.monotonic()`, when to give up.
+    """
+    statuses = []
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        while time.monotonic() < stop:
+            connection.request("POST", "/recommend", json.dumps({"history": HISTORY}))
+            with connection.getresponse() as reply:
+                statuses.append(reply.status)
+                json.loads(reply.read())
+                if reply.will_close:
+                    return statuses
+    raise AssertionError("the server kept the connection open")
+
+
+def test_64_clients_with_open_connections_lose_no_request_when_the_server_stops(
+    model: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, stopping = Recommender.answer, threading.Event()
+
+    def answer_slowly(self: Recommender, *arguments: Any) -> Any:
+        if stopping.is_set():
+            time.sleep(0.5)  # the requests are in progress while the server stops
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(Recommender, "answer", answer_slowly)
+    with running(model) as (server, port), ThreadPoolExecutor(64) as clients:
+        found = [clients.submit(keep_asking, port, time.monotonic() + 30) for _ in range(64)]
+        idle = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        idle.connect()
+        time.sleep(0.5)
+        stopping.set()
+        server.should_exit = True
+        statuses = [one.result() for one in found]
+        with pytest.raises(ConnectionError):
+            ask(port, {"history": HISTORY})
+        idle.request("GET", "/health")  # the connection was made before, its first request comes late
+        with idle.getresponse() as reply:
+            assert (reply.status, reply.will_close) == (200, True)
+        idle.close()
+    assert set(map(len, statuses)) != {1}
+    assert {status for each in statuses for status in each} == {200}
 
 
 def test_64_clients_at_once_get_what_each_would_get_alone(port: int, model: Recommender) -> None:
@@ -233,15 +335,8 @@ def test_reload_and_stop_lose_no_request(run_folder: Path, data_root: Path, tmp_
     def checkpoint() -> str:
         return ask(port, None, "/about")[1]["checkpoint_sha256"]
 
-    stop, statuses = threading.Event(), []
-
-    def work() -> None:
-        while not stop.is_set():
-            statuses.append(ask(port, {"history": HISTORY})[0])
-
-    clients = [threading.Thread(target=work) for _ in range(4)]
-    for client in clients:
-        client.start()
+    clients = ThreadPoolExecutor(4)
+    statuses = [clients.submit(keep_asking, port, time.monotonic() + 90) for _ in range(4)]
     try:
         before, deadline = checkpoint(), time.monotonic() + 60
         (tmp_path / "next").symlink_to(tmp_path / "nowhere")  # what cannot be loaded is not served
@@ -256,14 +351,71 @@ def test_reload_and_stop_lose_no_request(run_folder: Path, data_root: Path, tmp_
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        stop.set()
-        for client in clients:
-            client.join()
+        server.send_signal(signal.SIGTERM)
+        clients.shutdown()
+        assert server.wait(60) in (0, -signal.SIGTERM)
+        server.stdout.close()
+    found = [status for each in statuses for status in each.result()]
+    assert len(found) > 8
+    assert set(found) == {200}
+
+
+@pytest.mark.slow
+def test_a_hangup_while_the_run_is_loaded_loads_it_again(run_folder: Path) -> None:
+    code = f"""
+import os, signal, pathlib
+from eimf.cli.main import show_log_lines
+from eimf.serving import http
+
+def load(*arguments):
+    global load
+    http.load = real
+    os.kill(os.getpid(), signal.SIGHUP)
+    return real(*arguments)
+
+real, http.load = http.load, load
+show_log_lines()
+http.serve(pathlib.Path({str(run_folder)!r}), "127.0.0.1", 0)
+"""
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        assert server.stdout.readline().startswith(f"serving {run_folder.resolve()} (")
+        assert server.stdout.readline().startswith(f"serves {run_folder.resolve()} now")
+    finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) in (0, -signal.SIGTERM)
         server.stdout.close()
-    assert len(statuses) > 8
-    assert set(statuses) == {200}
+
+
+def test_a_reload_takes_the_newest_version_and_the_run_that_a_link_is_set_to(run_folder: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "shop" / f"version_{number}" for number in (0, 1)]
+    shutil.copytree(run_folder, runs[0])
+    (tmp_path / "current").symlink_to(tmp_path / "shop")
+    service = Service(lambda: module._load(tmp_path / "current", None, None))
+    client = TestClient(build_app(service), "http://127.0.0.1")
+    assert client.get("/about").json()["run"] == str(runs[0].resolve())
+    shutil.copytree(run_folder, runs[1])
+    asyncio.run(service.reload())
+    assert client.get("/about").json()["run"] == str(runs[1].resolve())
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to(runs[0])
+    asyncio.run(service.reload())
+    assert client.get("/about").json()["run"] == str(runs[0].resolve())
+
+
+def test_a_link_that_is_set_during_a_load_mixes_no_runs(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "current").symlink_to(run_folder)
+
+    def read_and_switch(folder: Path) -> Any:
+        (tmp_path / "current").unlink()
+        (tmp_path / "current").symlink_to(tmp_path / "nowhere")
+        return read_checkpoint(folder)
+
+    monkeypatch.setattr("eimf.serving.recommender.read_checkpoint", read_and_switch)
+    assert load(tmp_path / "current").about["run"] == str(run_folder.resolve())
 
 
 def test_bad_commands(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

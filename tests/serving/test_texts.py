@@ -1,5 +1,7 @@
 """Interests in words and new items by title, through a run's text map."""
 
+import asyncio
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -17,9 +19,9 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.evaluation.retrieval import ItemIndex
 from eimf.runs.folder import save_index
 from eimf.runs.text_map import make_text_map
-from eimf.serving.http import Service, build_app
+from eimf.serving.http import Service, _load, build_app
 from eimf.serving.recommender import ListOptions, Recommender, load
-from tests.conftest import hash_words
+from tests.conftest import hash_words, replace_items
 
 HISTORY = ["P00003", "P00005", "P00008"]
 WORDS = ["Rainbow Headlamp", "Yoga Mat, Coral"]
@@ -247,3 +249,112 @@ def test_new_items_are_as_long_as_trained_ones(speaking: Recommender) -> None:
     known = np.linalg.norm(speaking.item_vectors(), axis=1).mean()
     speaking.add_items(NEW)
     np.testing.assert_allclose(np.linalg.norm(speaking.item_vectors()[-2:], axis=1), known, rtol=1e-4)
+
+
+def service_of(*runs: Path) -> tuple[Service, TestClient]:
+    """A service of the first run; each reload takes the next one."""
+    left = iter(runs)
+    service = Service(lambda: load(next(left)))
+    return service, TestClient(build_app(service), "http://127.0.0.1", raise_server_exceptions=False)
+
+
+def test_new_items_over_http_are_those_of_python(speaking: Recommender, mapped: Path) -> None:
+    _, client = service_of(mapped)
+    size = len(speaking.items)
+    assert client.post("/items", json={"items": NEW}).json() == {"added": 2, "items": size + 2}
+    speaking.add_items(NEW)
+    bodies: list[dict[str, Any]] = [
+        {"history": ["N1", "P00003"], "n": 20},
+        {"history": HISTORY, "allow": ["N1", "N2", "P00009"]},
+    ]
+    for body in bodies:
+        found = client.post("/recommend", json=body).json()
+        assert [one["item_id"] for one in found["items"]] == [one.item_id for one in speaking.recommend(**body)]
+        assert found["skipped"] == 0
+    about = client.get("/about").json()
+    assert (about["items"], about["added"]) == (size + 2, 2)
+    for items, message in (
+        (NEW, "items: 'N1' is in the catalogue already"),
+        ([{"item_id": "N3", "title": "Mat"}, {"item_id": "N4"}], "items: 'N4': needs a title"),
+        ([{"item_id": "N3", "title": "Mat", "colour": "red"}], "items: 'N3': has the field 'colour'"),
+        *(
+            ([{"item_id": "N3", "title": "Mat"} | {name: "half \ud800"}], "a text has half a character ('\\ud800')")
+            for name in ("item_id", "title", "brand", "\ud800")
+        ),
+    ):
+        reply = client.post("/items", content=json.dumps({"items": items}))
+        assert reply.status_code == 400
+        assert message in reply.json()["error"]
+    assert client.get("/about").json()["items"] == size + 2  # all items of a call are added, or none
+
+
+def test_added_items_survive_a_reload_where_the_run_does_not_have_them(
+    mapped: Path, run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "eimf")
+    knows_one = tmp_path / "knows_one"
+    shutil.copytree(mapped, knows_one)
+    items = polars.read_parquet(knows_one / "items.parquet")
+    first = polars.col("item_id").replace("P00001", "N1")
+    replace_items(knows_one, items.with_columns(first))
+    service, client = service_of(mapped, knows_one, run_folder, mapped)
+    assert client.post("/items", json={"items": NEW}).status_code == 200
+    asyncio.run(service.reload())
+    assert "added over HTTP, and are carried over: 1" in caplog.text
+    model = service.model
+    known = items.filter(polars.col("item_id") == "P00001")["title"][0]
+    assert [model.title(one) for one in ("N1", "N2")] == [known, NEW[1]["title"]]
+    asyncio.run(service.reload())  # to a run without a text map: it is served, and the log says what is lost
+    assert "cannot be carried over: 2 (items: need the run's text map" in caplog.text
+    assert not service.model.knows("N2")
+    assert service.added == 2  # for a run that can have them
+    asyncio.run(service.reload())
+    assert service.model.knows("N1")
+    assert service.model.knows("N2")
+
+
+def test_the_service_keeps_at_most_so_many_new_items(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eimf.serving.http.ADDED", 1)
+    _, client = service_of(mapped)
+    reply = client.post("/items", json={"items": NEW})
+    assert reply.json() == {"error": "items: the service has 0 new ones and keeps at most 1; train again with them."}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_the_command_line_takes_new_items_of_a_table(
+    kind: str, mapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"new.{kind}"
+    rows = [{"item_id": "N1", "title": "Rainbow Headlamp", "brand": None}, {"item_id": "N2", "title": "Mat"}]
+    rows += [{"item_id": "P00003", "title": "known", "brand": "Beldal"}]
+    table = polars.DataFrame(rows)
+    {"csv": table.write_csv, "parquet": table.write_parquet, "jsonl": table.write_ndjson}[kind](path)
+    arguments = ["--history", "N1,P00003", "-n", "2", "--allow", "item_id=N1,N2", "--items", str(path)]
+    assert main(["recommend", str(mapped), *arguments, "--include-seen"]) == 0
+    out = capsys.readouterr().out
+    assert f"new items: 2 of {path} (1 are in the catalogue already)" in out
+    assert "history (2 items" in out
+    assert "Mat" in out
+    to, histories = tmp_path / "lists.csv", tmp_path / "histories.csv"
+    histories.write_text("user_id,history\nu1,N1\n")
+    arguments = ["--histories", str(histories), "--to", str(to), "--items", str(path), "--allow", "item_id=N2"]
+    assert main(["predict", str(mapped), *arguments]) == 0
+    assert polars.read_csv(to)["item_id"].to_list() == ["N2"]
+    assert _load(mapped, None, path).knows("N2")  # what `eimf serve --items` loads
+
+
+def test_bad_tables_of_new_items(
+    mapped: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new.csv"
+    for text, run, message in (
+        ("item_id,title\nN1,\n", mapped, "items: 'N1': needs a title"),
+        ("item_id,title,colour\nN1,Mat,red\n", mapped, "'N1': has the field 'colour'"),
+        ("id,title\nN1,Mat\n", mapped, "has no column 'item_id'"),
+        ("item_id,title\nN1,Mat\n", run_folder, "eimf map"),
+    ):
+        path.write_text(text)
+        assert main(["similar", str(run), "N1", "--items", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

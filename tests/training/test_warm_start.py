@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eimf.cli.main import main
-from eimf.core.errors import ArtifactError, ConfigError, DataError
+from eimf.core.errors import ConfigError, DataError
 from eimf.data.prepared import Prepared
 from eimf.runs.folder import LAST, read_checkpoint, restore_backbone
 from eimf.runs.provenance import input_digests, run_key
@@ -34,12 +34,14 @@ def yesterday(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def grown(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of newer data: some items are gone, some are new."""
+    """Settings of newer data: every user has two new interactions, some items are gone, some are new."""
     folder, rows = tmp_path_factory.mktemp("today"), tiny.interactions()
     gone = tiny.items["item_id"].head(3)
-    late = rows.group_by("user_id", maintain_order=True).tail(1).head(60)
-    late = late.with_columns(("NEW" + (polars.int_range(polars.len()) % 4).cast(polars.String)).alias("item_id"))
-    rows = polars.concat([rows.filter(~polars.col("item_id").is_in(gone.implode())), late])
+    late = rows.group_by("user_id", maintain_order=True).tail(1)
+    late = [late.with_columns(polars.col("timestamp") + seconds, item_id=polars.lit("P00009")) for seconds in (1, 2)]
+    new = polars.lit("NEW") + (polars.int_range(60) % 4).cast(polars.String)
+    late[1] = polars.concat([late[1].head(60).with_columns(item_id=new), late[1][60:]])
+    rows = polars.concat([rows.filter(~polars.col("item_id").is_in(gone.implode())), *late])
     rows.write_parquet(folder / "interactions.parquet")
     new = polars.DataFrame({"item_id": [f"NEW{n}" for n in range(4)], "title": ["Yoga Mat, Coral"] * 4})
     polars.concat([tiny.items.select("item_id", "title"), new]).write_parquet(folder / "items.parquet")
@@ -136,22 +138,32 @@ def test_held_out_users_of_newer_data_may_have_been_trained_on(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_may_have_more_epochs(data_root: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_may_have_more_epochs(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(tiny_config(data_root, tmp_path / "whole", "trainer.max_epochs=3")).folder
     short = train(tiny_config(data_root, tmp_path / "short", "trainer.max_epochs=1")).folder
+    make_text_map(short, [f"data.root={data_root}"])
+    assert main(["index", str(short)]) == 0
+    capsys.readouterr()
     assert main(["train", "--resume", str(short), "trainer.max_epochs=3"]) == 0
+    removed = "removed: the run's text map and index, made of the weights of before; make them again afterwards: "
+    assert f"{removed}eimf map {short}; eimf index {short}\n" in capsys.readouterr().out
+    assert main(["train", "--resume", str(short)]) == 0
+    assert "removed: " not in capsys.readouterr().out
     one, two = (read_checkpoint(folder, LAST)["state_dict"] for folder in (whole, short))
     assert all(torch.equal(one[name], two[name]) for name in one)
     keys = [json.loads((folder / "run.json").read_text())["key"] for folder in (whole, short)]
     assert keys[0] == keys[1]
     assert "max_epochs: 3" in (short / "config.yaml").read_text()
-    with pytest.raises(ArtifactError, match=r"trainer.max_epochs is 2, but the checkpoint was trained with 3"):
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs: is 2, but .* trained with 3; it can only be raised"):
         resume_config(short, ["trainer.max_epochs=2"])
     with pytest.raises(ConfigError, match=r"'optim.lr=1' cannot change; only trainer.max_epochs"):
         resume_config(short, ["optim.lr=1"])
     cosine = train(tiny_config(data_root, tmp_path / "cosine", "optim.schedule=cosine", "trainer.max_epochs=1")).folder
-    with pytest.raises(ArtifactError, match="trainer.max_epochs is 2"):
+    with pytest.raises(ConfigError, match=r"is 2, but .* trained with 1; with optim.schedule=cosine it cannot change"):
         resume_config(cosine, ["trainer.max_epochs=2"])
+    assert resume_config(cosine, ["trainer.max_epochs=1"]).trainer.max_epochs == 1
 
 
 @pytest.mark.slow

@@ -133,9 +133,7 @@ def add_list_options(parser: argparse.ArgumentParser, n: int, of_histories: bool
             metavar="CONDITION",
             help=f"{text}: category=A,B, item_id=@FILE, 'stock>=1', 'price<=9'; may be repeated",
         )
-    parser.add_argument(
-        "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
-    )
+    add_tables(parser)
     if not of_histories:
         parser.set_defaults(filter_seen=None, merge="best", diversity=0.0, unknown="error")
         return
@@ -159,6 +157,17 @@ def add_list_options(parser: argparse.ArgumentParser, n: int, of_histories: bool
         choices=("skip", "error"),
         default="skip",
         help="items of a history that are not in the catalogue: leave out and count (default), or refuse",
+    )
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name tables of items."""
+    kinds = "CSV, Parquet, JSON lines"
+    parser.add_argument(
+        "--columns", metavar="FILE", type=Path, help=f"table with further columns of items, by item_id: {kinds}"
+    )
+    parser.add_argument(
+        "--items", metavar="FILE", type=Path, help=f"table of new items, item_id and title (needs eimf map): {kinds}"
     )
 
 

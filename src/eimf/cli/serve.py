@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eimf.cli.arguments import Commands, add_command, add_list_options, list_options, run_folder
+from eimf.cli.arguments import Commands, add_command, add_list_options, add_tables, list_options, run_folder
 from eimf.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from eimf.config import Config
     from eimf.data.prepared import Prepared
-    from eimf.serving.recommender import Recommendation
+    from eimf.serving.recommender import Recommendation, Recommender
 
 log = logging.getLogger(__name__)
 
@@ -141,25 +141,25 @@ def add_commands(commands: Commands) -> None:
         ),
         page="howto/serve.md",
     )
-    serve.add_argument("run_folder", metavar="RUN", type=run_folder)
+    serve.add_argument("run_folder", metavar="RUN", type=Path)  # each reload takes the newest version
     _add_address(serve, port=8412)
-    serve.add_argument(
-        "--columns", metavar="FILE", type=Path, help="table with further columns of items, by item_id: CSV, Parquet"
-    )
+    add_tables(serve)
     export = add_command(
         commands,
         "export",
         _export,
-        "write item vectors with their ids, and the backbone as ONNX",
+        "write item vectors with their ids, and the backbone for torch.export and ONNX",
         examples=(
             "eimf export lightning_logs/demo-comirec_sa --to exported",
-            "eimf export lightning_logs/demo-comirec_sa --to exported --no-onnx",
+            "eimf export lightning_logs/demo-comirec_sa --to exported --no-onnx --columns stock.csv",
         ),
         page="howto/export.md",
     )
     export.add_argument("run_folder", metavar="RUN", type=run_folder)
     export.add_argument("--to", metavar="FOLDER", type=Path, required=True, help="a new folder")
-    export.add_argument("--no-onnx", action="store_true", help="item vectors only; needs no further packages")
+    export.add_argument("--no-onnx", action="store_true", help="without ONNX, which needs the extra packages [export]")
+    export.add_argument("--no-program", action="store_true", help="without the program of torch.export")
+    add_tables(export)
     similar = add_command(
         commands,
         "similar",
@@ -235,11 +235,9 @@ def _explore(options: argparse.Namespace) -> None:
 def _recommend(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from eimf.serving.recommender import load
-
     if options.user is None and options.history is None and not options.words:
         raise ConfigError("eimf recommend: knows nothing of the user; give --history, --user or --words.")
-    model = load(options.run_folder, options.columns)
+    model = _load(options)
     wanted = replace(list_options(options, model), words=options.words)
     if options.user is not None:
         history = _history_of(options.user, options.run_folder, model.config)
@@ -280,9 +278,8 @@ def _recommend(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from eimf.serving.histories import FileHistories, PreparedHistories, read_user_ids
     from eimf.serving.prediction import predict
-    from eimf.serving.recommender import load
 
-    model = load(options.run_folder, options.columns)
+    model = _load(options)
     wanted = list_options(options, model, options.by_interest)
     if options.histories is not None:
         histories = FileHistories(options.histories, model.items)
@@ -305,29 +302,42 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from eimf.serving.http import serve
+    from eimf.core.signals import noting
 
-    serve(options.run_folder, options.host, options.port, columns=options.columns, names=options.name)
+    with noting("SIGHUP"):  # before the run is loaded, there is nothing to load again
+        from eimf.serving.http import serve
+
+        tables = {"columns": options.columns, "items": options.items}
+        serve(options.run_folder, options.host, options.port, **tables, names=options.name)
 
 
 def _export(options: argparse.Namespace) -> None:
     from eimf.serving.export import export
-    from eimf.serving.recommender import load
 
-    log.info(f"written: {export(load(options.run_folder), options.to, not options.no_onnx)}")
+    model = _load(options)
+    log.info(f"written: {export(model, options.to, not options.no_onnx, not options.no_program)}")
 
 
 def _similar(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from eimf.serving.recommender import load
-
-    model = load(options.run_folder, options.columns)
+    model = _load(options)
     wanted = list_options(options, model)
     found = model.similar_items(options.item_id, wanted.n, allow=wanted.allow, deny=wanted.deny)
     title = f"similar to {options.item_id} ({model.title(options.item_id) or 'no title'})"
     rows = [(one.item_id, one.title, f"{one.score:.3f}") for one in found]
     _print_items(Console(), title, ("item", "title", "cosine"), rows)
+
+
+def _load(options: argparse.Namespace) -> "Recommender":
+    """The model of a run, with further columns of the items and new items, if the arguments name tables of them."""
+    from eimf.serving.new_items import add_items_of
+    from eimf.serving.recommender import load
+
+    model = load(options.run_folder, options.columns)
+    if options.items is not None:
+        add_items_of(options.items, model)
+    return model
 
 
 def _interest(item: "Recommendation") -> str:

@@ -12,7 +12,7 @@ import torch
 from eimf.backbones import BACKBONES, Backbone
 from eimf.config.load import from_dict, to_dict
 from eimf.config.schema import Config
-from eimf.core.errors import ArtifactError
+from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import make_folder, sha256_file, write_json_atomic
 from eimf.core.options import nearest
 from eimf.data.prepared import Prepared
@@ -179,22 +179,37 @@ def check_config(config: Config, checkpoint: dict[str, Any], folder: Path) -> No
 
     Raises:
         ArtifactError: names the setting and both values.
+        ConfigError: the number of epochs cannot be this one.
     """
     trained, given = to_dict(from_dict(checkpoint[ORIGIN]["config"])), to_dict(config)
+    _check_epochs(config, trained["trainer"]["max_epochs"], folder)
     for section, values in trained.items():
         pairs = [(section, values, given.get(section))]
         if isinstance(values, dict):
             names = list(dict.fromkeys([*values, *given[section]]))
             pairs = [(f"{section}.{name}", values.get(name), given[section].get(name)) for name in names]
         for key, was, now in pairs:
-            free = key in FREE or (section in FREE and key not in ("trainer.max_epochs", "trainer.patience"))
-            more = config.trainer.max_epochs > trained["trainer"]["max_epochs"] and config.optim.schedule == "constant"
-            raised = key == "trainer.max_epochs" and more
-            if was != now and not free and not raised:
+            free = key in FREE or (section in FREE and key != "trainer.patience")
+            if was != now and not free:
                 raise ArtifactError(
                     f"{folder}/config.yaml: {key} is {now!r}, but the checkpoint was trained with {was!r}; restore the "
                     "file, or train again."
                 )
+
+
+def _check_epochs(config: Config, trained: int, folder: Path) -> None:
+    """Refuse a number of epochs with which the run would not equal one that had it from the beginning."""
+    wanted = config.trainer.max_epochs
+    rule = ""
+    if wanted < trained:
+        rule = "it can only be raised"
+    elif wanted > trained and config.optim.schedule != "constant":
+        rule = f"with optim.schedule={config.optim.schedule} it cannot change, as the learning rate depends on it"
+    if rule:
+        raise ConfigError(
+            f"trainer.max_epochs: is {wanted}, but the checkpoint was trained with {trained}; {rule}. Keep that, or "
+            f"train anew: eimf train {folder}/config.yaml trainer.max_epochs={wanted}"
+        )
 
 
 def check_data(checkpoint: dict[str, Any], prepared: Prepared, folder: Path) -> None:

@@ -15,3 +15,14 @@ def newest_version(folder: Path) -> Path:
     except OSError:  # such as a name that is too long: who uses the folder says so
         return folder
     return found[-1][1] if found else folder
+
+
+def current_run(folder: Path) -> Path:
+    """The run that a folder stands for now, without links: the newest version, or the run that a link is set to.
+
+    Files that are read from it are of one run, even if the link is set to another run meanwhile.
+    """
+    try:
+        return newest_version(folder.resolve()).resolve()
+    except (OSError, RuntimeError):  # a loop of links: who uses the folder says so
+        return folder

@@ -1,10 +1,13 @@
-"""Exports a run for other systems: item vectors with their ids for a vector database, and the backbone as ONNX.
+"""Exports a run for other systems: item vectors for a vector database, and the backbone as a program.
 
-The folder has `item_vectors.npy` [I, D] and `items.parquet` (`item_id`, `title`, `vector`) in the same order,
-`backbone.onnx` where the extra `export` is installed, and `manifest.json` with the digests of all files.
+The folder has `item_vectors.npy` [I, D] and `items.parquet` (the columns of the catalogue and `vector`) in the same
+order, `weights.safetensors`, `backbone.pt2` (`torch.export`), `backbone.onnx` (needs the extra `export`), and
+`manifest.json` with the digests of all files.
 """
 
 import logging
+import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,17 +15,18 @@ import numpy as np
 import polars
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eimf.backbones import Backbone
 from eimf.core.artifacts import Manifest, new_artifact, write_manifest
 from eimf.core.errors import ConfigError, DataError
-from eimf.core.files import sha256_file
+from eimf.core.files import disk_error, sha256_file
 from eimf.serving.recommender import Recommender
 
 KIND = "export"
 TOLERANCE = 1e-5
-"""Largest difference between the vectors of ONNX Runtime and of torch that an export may have."""
+"""Largest difference between the vectors of an exported program and of the backbone."""
 
 
 class InterestVectors(nn.Module):
@@ -40,15 +44,32 @@ class InterestVectors(nn.Module):
         return self.backbone.finish(self.backbone.extract(history).vectors.float())
 
 
-def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
+class Padded(nn.Module):
+    """The same for histories of any length up to `max_len`: they are padded on the left to `max_len`.
+
+    So the backbone computes with one fixed length. Tracing binds some operations, such as a GRU, to the length of the
+    example; padding changes no interest (`eimf.testing.BackboneContract`).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.vectors, self.max_len = InterestVectors(backbone), backbone.max_len
+
+    def forward(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B K D"]:
+        return self.vectors(nn.functional.pad(history, (self.max_len - history.shape[1], 0)))
+
+
+def export(model: Recommender, to: Path, onnx: bool = True, program: bool = True) -> Path:
     """Write a run's vectors and backbone to a new folder, completely or not at all.
 
     Args:
-        onnx: export the backbone too. It is compared with ONNX Runtime before the folder appears.
+        onnx: write the backbone as ONNX too.
+        program: write the backbone as a program of `torch.export` too. Both are compared with the backbone before the
+            folder appears.
 
     Raises:
         ConfigError: the folder exists, the extra `export` is not installed, or the model has no item vectors.
-        DataError: the exported backbone does not compute the same.
+        DataError: an exported program does not compute the same.
         ArtifactError: the folder cannot be written.
     """
     if to.exists():
@@ -62,10 +83,12 @@ def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
         raise ConfigError(f"export: {model.config.backbone.name} has no item vectors; export another model's run.")
     with new_artifact(to) as folder:
         np.save(folder / "item_vectors.npy", vectors)
-        table = model.items.select("item_id", "title").with_columns(
-            polars.Series("vector", vectors, polars.List(polars.Float32))
-        )
+        table = model.items.drop("item_idx").with_columns(polars.Series("vector", vectors, polars.List(polars.Float32)))
         table.write_parquet(folder / "items.parquet")
+        weights = {name: value.detach().clone().contiguous() for name, value in model.backbone.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+        if program:
+            write_program(model.backbone, folder / "backbone.pt2")
         if onnx:
             write_onnx(model.backbone, folder / "backbone.onnx")
         counts = {"items": len(vectors), "dimensions": vectors.shape[1], "interests": model.n_interests}
@@ -74,6 +97,27 @@ def export(model: Recommender, to: Path, onnx: bool = True) -> Path:
         digest = sha256_file(folder / "items.parquet")
         write_manifest(folder, Manifest(KIND, digest, options, inputs, counts))
     return to
+
+
+def write_program(backbone: Backbone, path: Path) -> None:
+    """Write a backbone as a program that torch runs without our code: `history` [batch, length] (int64) in, interest
+    vectors [batch, K, D] out.
+
+    Raises:
+        DataError: torch cannot export it, or the vectors of the program differ by more than `TOLERANCE`.
+    """
+    histories = _examples(backbone)
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")  # it names attributes of torch's own GRU
+        try:
+            made = torch.export.export(Padded(backbone).eval(), (histories[0],), dynamic_shapes=_sizes(backbone))
+            torch.export.save(made, path)
+            run = torch.export.load(path).module()
+        except Exception as error:  # torch has many kinds
+            if disk_error(error) is not None:
+                raise
+            raise _unexportable(backbone, "be exported by torch", error, "--no-program") from None
+    _compare(backbone, histories, run, "the program's", "--no-program")
 
 
 def write_onnx(backbone: Backbone, path: Path) -> None:
@@ -85,39 +129,70 @@ def write_onnx(backbone: Backbone, path: Path) -> None:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
-    generator = torch.Generator().manual_seed(0)
-    # Other numbers of users and positions than those of the example: the file must not be bound to its shape.
-    sizes = ((3, backbone.max_len), (7, max(1, backbone.max_len // 2)), (2, 1))
-    histories = [torch.randint(1, backbone.n_items + 1, size, generator=generator) for size in sizes]
-    histories[0][:, : backbone.max_len // 3] = 0
-    wrapped = InterestVectors(backbone).eval()
-    batch = torch.export.Dim("batch")
-    length = torch.export.Dim("length", min=1, max=backbone.max_len)
+    histories = _examples(backbone)
     program = torch.onnx.export(
-        wrapped,
+        InterestVectors(backbone).eval(),
         (histories[0],),
         dynamo=True,
         input_names=["history"],
         output_names=["interests"],
-        dynamic_shapes={"history": {0: batch, 1: length}},
+        dynamic_shapes=_sizes(backbone),
         verbose=False,
     )
     assert program is not None
     program.save(path, include_initializers=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(history: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(np.asarray(session.run(None, {"history": history.numpy()})[0]))
+        except Exception as error:  # ONNX Runtime has many kinds
+            raise _unexportable(backbone, "run in ONNX", error, "--no-onnx") from None
+
+    _compare(backbone, histories, run, "ONNX Runtime's", "--no-onnx")
+
+
+def _examples(backbone: Backbone) -> list[Int[Tensor, "B L"]]:
+    """Histories of several numbers of users and of positions: a file must not be bound to those of the first one, with
+    which it is made."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3, backbone.max_len), (7, max(1, backbone.max_len // 2)), (1, 1))
+    histories = [torch.randint(1, backbone.n_items + 1, size, generator=generator) for size in sizes]
+    histories[0][:, : backbone.max_len // 3] = 0
+    return histories
+
+
+def _sizes(backbone: Backbone) -> dict[str, dict[int, torch.export.Dim]]:
+    """Which sizes of the input may vary."""
+    sizes = {0: torch.export.Dim("batch", min=1)}
+    if backbone.max_len > 1:
+        sizes[1] = torch.export.Dim("length", min=1, max=backbone.max_len)
+    return {"history": sizes}
+
+
+def _compare(
+    backbone: Backbone, histories: list[Tensor], run: Callable[[Tensor], Tensor], whose: str, option: str
+) -> None:
+    """Refuse a program whose vectors differ from the backbone's.
+
+    Args:
+        whose: name of the vectors, for the message.
+        option: leaves this program out.
+
+    Raises:
+        DataError: they differ by more than `TOLERANCE`.
+    """
+    wrapped = InterestVectors(backbone).eval()
     for history in histories:
         with torch.inference_mode():
-            wanted = wrapped(history).numpy()
-        try:
-            (found,) = session.run(None, {"history": history.numpy()})
-        except Exception as error:  # ONNX Runtime has many kinds
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"export: {type(backbone).__name__} does not run in ONNX ({reason}); use --no-onnx."
-            ) from None
-        difference = float(np.abs(np.asarray(found) - wanted).max())
+            difference = float((run(history) - wrapped(history)).abs().max())
         if not difference <= TOLERANCE:
             raise DataError(
-                f"export: ONNX Runtime's vectors of {type(backbone).__name__} differ from torch's by {difference:.2g}, "
-                f"more than {TOLERANCE:g}; use --no-onnx."
+                f"export: {whose} vectors of {type(backbone).__name__} differ from torch's by {difference:.2g}, more "
+                f"than {TOLERANCE:g}; use {option}."
             )
+
+
+def _unexportable(backbone: Backbone, verb: str, error: Exception, option: str) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"export: {type(backbone).__name__} cannot {verb} ({reason}); use {option}.")

@@ -1,4 +1,4 @@
-"""Serves a run over HTTP: `POST /recommend`, `POST /similar`, `GET /health`, `/about`, `/openapi.json`.
+"""Serves a run over HTTP: `POST /recommend`, `/similar`, `/items`, `GET /health`, `/about`, `/openapi.json`.
 
 Requests that wait at the same time with the same options are answered together: a search of many vectors costs little
 more than a search of one. Nothing waits for others to come.
@@ -9,12 +9,12 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,10 +24,13 @@ from starlette.routing import Route
 
 from eimf.core.errors import ConfigError, EimfError
 from eimf.core.options import nearest
+from eimf.core.signals import noting
 from eimf.core.version import VERSION
 from eimf.serving.filters import Key, filter_key
+from eimf.serving.new_items import add_items_of
 from eimf.serving.openapi import describe_api
 from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender, load
+from eimf.serving.server import Server
 from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,10 @@ log = logging.getLogger(__name__)
 BODY_BYTES = 4 * 2**20
 REQUESTS, HISTORY, LIST, CONDITION = 256, 10_000, 1_000, 100_000
 """Most requests of one call, items of a history, items of a list, and values of all conditions of a request."""
+ROWS = 100_000
+"""Most rows that a call may ask for: n times the number of lists, over all its requests; about 10 MB of JSON."""
+ITEMS, ADDED = 1_000, 100_000
+"""Most new items of one call, and of all calls."""
 TOGETHER = 64
 """Most requests that are answered together."""
 STOP_S = 30
@@ -70,6 +77,12 @@ class Service:
         self._waiting: list[tuple[Wanted, asyncio.Future[list[Recommendations]]]] = []
         self._busy: asyncio.Task[None] | None = None
         self._loading = asyncio.Lock()
+        self._added: dict[str, dict[str, Any]] = {}
+
+    @property
+    def added(self) -> int:
+        """How many new items were added over HTTP."""
+        return len(self._added)
 
     async def answer(self, wanted: Wanted) -> list[Recommendations]:
         """The lists for a request; waiting requests with the same options are answered with it.
@@ -107,35 +120,70 @@ class Service:
                 return [error]
             return [one for history in histories for one in await self._answer([history], options)]
 
+    async def add_items(self, items: list[dict[str, Any]]) -> None:
+        """Add new items, see `Recommender.add_items`. They are kept for the runs that are loaded later.
+
+        Raises:
+            EimfError: an item cannot be added; then none of them is.
+        """
+        async with self._loading:  # not to the model of before, while a new one is loaded
+            if len(self._added) + len(items) > ADDED:
+                raise ConfigError(
+                    f"items: the service has {len(self._added):,} new ones and keeps at most {ADDED:,}; train again "
+                    "with them."
+                )
+            await run_in_threadpool(self.model.add_items, items)
+            self._added |= {str(item["item_id"]): item for item in items}
+
+    def _open(self) -> Recommender:
+        """The run, with the items that were added and that it does not have."""
+        model = self.open()
+        if new := [item for name, item in self._added.items() if not model.knows(name)]:
+            try:
+                model.add_items(new)
+                log.info(f"new items that were added over HTTP, and are carried over: {len(new):,}")
+            except EimfError as error:
+                log.error(f"new items that were added over HTTP, and cannot be carried over: {len(new):,} ({error})")
+        return model
+
     async def reload(self) -> None:
         """Load the run again, and serve it when it is ready. If it cannot be loaded, the one of before is served on."""
         async with self._loading:  # the last reload that was asked for is the last one that ends
             try:
-                self.model = await run_in_threadpool(self.open)
+                self.model = await run_in_threadpool(self._open)
                 log.info(f"serves {self.model.about.get('run')} now ({len(self.model.items):,} items)")
             except Exception as error:
                 reason = str(error) if isinstance(error, EimfError) else f"{type(error).__name__}: {error}"
                 log.error(f"not reloaded, the earlier model is served on: {' '.join(reason.split())}")
 
 
-def build_app(service: Service, hosts: Sequence[str] = LOOPBACK) -> Starlette:
+def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence[int] = ()) -> Starlette:
     """The web application.
 
     Args:
         hosts: names by which clients may address it, see `eimf.serving.web.guards`.
+        asked: signals that came while the model was loaded; if there are any, it is loaded again.
     """
 
     async def recommend(request: Request) -> Response:
         body = await _body(request)
         many = body.get("requests")
         if many is None:
-            return JSONResponse(_plain(await service.answer(_wanted(body)), bool(body.get("by_interest"))))
-        if set(body) != {"requests"} or not isinstance(many, list) or not 1 <= len(many) <= REQUESTS:
+            wanted = [_wanted(body)]
+        elif set(body) != {"requests"} or not isinstance(many, list) or not 1 <= len(many) <= REQUESTS:
             raise ConfigError(f"requests: must be a list of 1 to {REQUESTS} requests, and the only field.")
-        wanted = [_wanted(_object(one, f"requests[{place}]")) for place, one in enumerate(many)]
-        found = await asyncio.gather(*map(service.answer, wanted))
-        answers = [_plain(lists, one.options.by_interest) for lists, one in zip(found, wanted, strict=True)]
-        return JSONResponse({"answers": answers})
+        else:
+            wanted = []
+            for place, one in enumerate(many):
+                with _naming(f"requests[{place}]"):
+                    wanted.append(_wanted(_object(one)))
+        _check_rows(wanted, service.model)
+        answers = await asyncio.gather(*map(service.answer, wanted), return_exceptions=True)
+        lists = []
+        for place, found in enumerate(answers):
+            with _naming(f"requests[{place}]" if many is not None else ""):
+                lists.append(_unless_error(found))
+        return await run_in_threadpool(_render, lists, wanted, many is not None)
 
     async def similar(request: Request) -> Response:
         body = await _body(request)
@@ -147,14 +195,24 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK) -> Starlette:
         found = await run_in_threadpool(service.model.similar_items, body["item_id"], options.n, **rules)
         return JSONResponse({"items": [_item(one) for one in found]})
 
+    async def items(request: Request) -> Response:
+        body = await _body(request)
+        _check_fields(body, ("items",), {"items"})
+        if not isinstance(body["items"], list) or not 1 <= len(body["items"]) <= ITEMS:
+            raise ConfigError(f"items: must be a list of 1 to {ITEMS:,} new items.")
+        _check_texts(body)
+        await service.add_items([_object(one, f"items[{place}]") for place, one in enumerate(body["items"])])
+        return JSONResponse({"added": len(body["items"]), "items": len(service.model.items)})
+
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def about(_: Request) -> Response:
         model = service.model
         config = model.config
-        values = {"items": len(model.items), "interests": model.n_interests, "filter_seen": model.filters_seen}
-        values |= {"backbone": config.backbone.name, "dataset": config.dataset.name, "columns": model.items.columns}
+        values: dict[str, Any] = {"items": len(model.items), "added": service.added, "interests": model.n_interests}
+        values |= {"filter_seen": model.filters_seen, "backbone": config.backbone.name, "dataset": config.dataset.name}
+        values["columns"] = model.items.columns
         return JSONResponse(model.about | values | {"version": VERSION})
 
     async def openapi(_: Request) -> Response:
@@ -182,12 +240,15 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK) -> Starlette:
         # Signals reach the main thread only, where tests do not run the server; Windows has no SIGHUP.
         with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        if asked:
+            reload()
         yield
 
     return Starlette(
         routes=[
             Route("/recommend", recommend, methods=["POST"]),
             Route("/similar", similar, methods=["POST"]),
+            Route("/items", items, methods=["POST"]),
             Route("/health", health),
             Route("/about", about),
             Route("/openapi.json", openapi),
@@ -215,10 +276,25 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
+def _object(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{name}: must be an object, is {type(value).__name__}.")
+        raise ConfigError(f"{name}{': ' if name else ''}must be an object, is {type(value).__name__}.")
     return value
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put a name before the errors of a part of a call; an empty one changes nothing."""
+    try:
+        yield
+    except EimfError as error:
+        raise type(error)(f"{name}: {error}" if name else str(error)) from None
+
+
+def _unless_error(found: list[Recommendations] | BaseException) -> list[Recommendations]:
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _check_fields(body: dict[str, Any], known: Sequence[str], needed: set[str]) -> None:
@@ -264,6 +340,43 @@ def _options(given: dict[str, Any]) -> ListOptions:
     return options
 
 
+def _check_texts(body: dict[str, Any]) -> None:
+    """Refuse texts with half of a surrogate pair, which JSON can name, but tables cannot keep."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ConfigError(f"items: a text has half a character ({half!a}); send the whole one.") from None
+
+
+def _check_rows(wanted: Sequence[Wanted], model: Recommender) -> None:
+    """Refuse a call that asks for more than `ROWS` rows."""
+    interests = model.n_interests if any(one.options.by_interest for one in wanted) else 0
+    lists = [interests + len(one.options.words) if one.options.by_interest else 1 for one in wanted]
+    rows = sum(count * one.options.n for count, one in zip(lists, wanted, strict=True))
+    if rows > ROWS:
+        raise ConfigError(
+            f"n: the call asks for {rows:,} rows (n times the lists of all requests), at most {ROWS:,} go; send "
+            "several calls, or ask for shorter lists."
+        )
+
+
+def _render(answers: Sequence[list[Recommendations]], wanted: Sequence[Wanted], many: bool) -> Response:
+    """The reply to a call.
+
+    Runs in a worker thread, one answer after the other: the encoder of JSON lets no other thread run meanwhile.
+
+    Args:
+        many: whether the call has a list of requests.
+    """
+    texts = [
+        json.dumps(_plain(lists, one.options.by_interest), ensure_ascii=False, separators=(",", ":"))
+        for lists, one in zip(answers, wanted, strict=True)
+    ]
+    text = f'{{"answers":[{",".join(texts)}]}}' if many else texts[0]
+    return Response(text.encode(), media_type="application/json")
+
+
 def _plain(lists: list[Recommendations], by_interest: bool) -> dict[str, Any]:
     """An answer as plain values."""
     about = {"skipped": lists[0].skipped, "fallback": lists[0].fallback}
@@ -277,14 +390,24 @@ def _item(one: Recommendation) -> dict[str, Any]:
     return one._asdict()
 
 
-def serve(run: Path, host: str, port: int, *, columns: Path | None = None, names: Sequence[str] = ()) -> None:
+def serve(
+    run: Path,
+    host: str,
+    port: int,
+    *,
+    columns: Path | None = None,
+    items: Path | None = None,
+    names: Sequence[str] = (),
+) -> None:
     """Serve a run until interrupted. SIGHUP loads the run folder again, without losing a request.
 
     Args:
-        run: the run folder; it may be a link that is set to another run before SIGHUP.
+        run: the run folder. It may be a link, or the folder of several versions: each reload takes the run that the
+            link is set to then, or the newest version.
         host: loopback by default; another address opens the model to the network.
         port: 0 takes any free one.
         columns: see `eimf.serving.recommender.load`; read again at each reload.
+        items: a table of new items, see `eimf.serving.new_items`; read again at each reload.
         names: further host names by which clients may address it.
 
     Raises:
@@ -292,12 +415,20 @@ def serve(run: Path, host: str, port: int, *, columns: Path | None = None, names
         ConfigError: the server cannot listen on the address, or a name is no host name.
     """
     check_names(names)
-    service = Service(lambda: load(run, columns))
-    listener = listen(host, port)
-    log.info(f"serving {run} ({len(service.model.items):,} items): {address_of(host, listener)} (Ctrl-C ends it)")
-    if host not in LOOPBACK:
-        log.warning("  this is not the loopback address: whoever reaches this machine can ask for recommendations")
-    app = build_app(service, hosts_of(host, listener, names))
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=STOP_S)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
-        uvicorn.Server(settings).run([listener])
+    with noting("SIGHUP") as asked:  # until the event loop takes over
+        service = Service(partial(_load, run, columns, items))
+        listener, model = listen(host, port), service.model
+        address = address_of(host, listener)
+        log.info(f"serving {model.about.get('run')} ({len(model.items):,} items): {address} (Ctrl-C ends it)")
+        if host not in LOOPBACK:
+            log.warning("  this is not the loopback address: whoever reaches this machine can use the service")
+        app = build_app(service, hosts_of(host, listener, names), asked)
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
+            Server(app, STOP_S).run([listener])
+
+
+def _load(run: Path, columns: Path | None, items: Path | None) -> Recommender:
+    model = load(run, columns)
+    if items is not None:
+        add_items_of(items, model)
+    return model

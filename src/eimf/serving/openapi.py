@@ -77,16 +77,46 @@ def describe_api() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {"item_id": {"type": "string"}, "n": n, "allow": conditions, "deny": conditions},
     }
+    new_item = {
+        "type": "object",
+        "required": ["item_id"],
+        "description": "Other fields are columns of the catalogue. With a text map of own vectors: vector, not title.",
+        "properties": {
+            "item_id": {"type": "string"},
+            "title": {"type": "string"},
+            "categories": texts,
+            "brand": {"type": ["string", "null"]},
+            "vector": {"type": "array", "items": {"type": "number"}},
+        },
+    }
+    new_items = {
+        "type": "object",
+        "required": ["items"],
+        "additionalProperties": False,
+        "properties": {"items": {"type": "array", "minItems": 1, "maxItems": 1000, "items": _ref("NewItem")}},
+    }
+    added = {
+        "type": "object",
+        "properties": {
+            "added": {"type": "integer", "description": "How many items of this call were added: all of them."},
+            "items": {"type": "integer", "description": "Size of the catalogue now."},
+        },
+    }
     plain: dict[str, Any] = {"type": "object"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "EIMF", "version": VERSION, "description": "Recommendations by a trained run."},
         "paths": {
             "/recommend": _post(
-                "Lists for one or many histories", _any("Request", "Requests"), _any("Answer", "Answers")
+                "Lists for one or many histories. A call may ask for 100,000 rows: n times the lists of all requests",
+                _any("Request", "Requests"),
+                _any("Answer", "Answers"),
             ),
             "/similar": _post(
                 "Items similar to an item", _ref("Similar"), {"type": "object", "properties": {"items": items}}
+            ),
+            "/items": _post(
+                "Add new items by title, kept in memory. The run needs a map: eimf map RUN", _ref("NewItems"), added
             ),
             "/health": _get("Whether the service answers", plain),
             "/about": _get("The run, its digests, the size of its catalogue", plain),
@@ -95,7 +125,7 @@ def describe_api() -> dict[str, Any]:
         "components": {
             "schemas": {
                 **{"Request": request, "Requests": many, "Item": item, "Answer": answer, "Answers": answers},
-                "Similar": similar,
+                **{"Similar": similar, "NewItem": new_item, "NewItems": new_items},
                 "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
             }
         },

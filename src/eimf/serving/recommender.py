@@ -45,7 +45,7 @@ from eimf.evaluation.retrieval import (
 from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_frame, read_run, restore_backbone
 from eimf.runs.interest_names import read_interest_names
 from eimf.runs.text_map import read_text_map
-from eimf.runs.versions import newest_version
+from eimf.runs.versions import current_run
 from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
 from eimf.serving.texts import Texts, check_words, read_new_items
 
@@ -303,7 +303,9 @@ class Recommender:
             raise DataError("history: is empty; give at least one item id, oldest first.")
         return numbers
 
-    def numbers(self, history: Sequence[str], unknown: Literal["skip", "error"] = "skip") -> tuple[list[int], int]:
+    def numbers(
+        self, history: Sequence[str], unknown: Literal["skip", "error"] = "skip", subject: str = "history"
+    ) -> tuple[list[int], int]:
         """Numbers of the known items of a history, and how many unknown ones were left out.
 
         Raises:
@@ -318,7 +320,7 @@ class Recommender:
             missing = [item for item in history if item not in self._number]
             known = ", ".join(map(repr, self.items["item_id"].head(3)))
             raise DataError(
-                f"history: {', '.join(map(repr, missing[:5]))} not in the catalogue of {len(self.items)} items that "
+                f"{subject}: {', '.join(map(repr, missing[:5]))} not in the catalogue of {len(self.items)} items that "
                 f"the model was trained on (its ids look like {known}); leave unknown items out."
             )
         return numbers, len(history) - len(numbers)
@@ -513,7 +515,7 @@ class Recommender:
 
     def _similar(self, item_id: str, options: ListOptions) -> Recommendations:
         allowed = self._allowed(options)
-        row = self.numbers([item_id], "error")[0][0] - 1
+        row = self.numbers([item_id], "error", "item_id")[0][0] - 1
         cosines = self._similarities(row)
         cosines[row] = NEVER
         if allowed is not None:
@@ -557,7 +559,7 @@ def load(run: str | PathLike[str], columns: str | PathLike[str] | polars.DataFra
         ArtifactError: the folder is not a finished run, or its files are of different runs.
         DataError: the table cannot be read, or its `item_id` is missing or repeated.
     """
-    folder = newest_version(Path(run))
+    folder = current_run(Path(run))
     checkpoint = read_checkpoint(folder)
     origin = checkpoint[ORIGIN]
     items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))

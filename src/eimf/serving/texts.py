@@ -108,6 +108,11 @@ def check_words(words: Sequence[str]) -> None:
             f"words: must be a list of phrases, such as ['oil-free sunscreen'], is {str(words)[:80]!r}; give texts "
             "that are not empty."
         )
+    for one in words:
+        try:
+            one.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
+            raise DataError(f"words: {one[:80]!r} is no text, it has half a character; send the whole one.") from None
 
 
 def read_new_items(

@@ -23,9 +23,11 @@ from eimf.data.splits import split_sequences
 from eimf.labels.source import label_source
 from eimf.runs.folder import (
     BEST,
+    INDEX,
     LAST,
     LOCK,
     RUN,
+    TEXT_MAP,
     check_config,
     make_run_folder,
     read_checkpoint,
@@ -38,12 +40,13 @@ from eimf.runs.provenance import describe_run, input_digests, label_digest, run_
 from eimf.runs.results import Run, costs, write_frame, write_results
 from eimf.runs.text_map import remove_text_map
 from eimf.runs.tracking import log_outcome, tensorboard_logger, wandb_logger
+from eimf.runs.trained_on import DIGEST, write_trained_on
 from eimf.training.build import build_data, build_model, build_trainer, check_size, quiet_lightning
 from eimf.training.callbacks import Curves, Progress, RunCheckpoint
 from eimf.training.datamodule import InteractionData
 from eimf.training.evaluate import evaluate_model, load_weights
 from eimf.training.processes import is_first_process
-from eimf.training.warm_start import check_start
+from eimf.training.warm_start import check_start, trained_on_with_start
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
             write_text_atomic(folder / "config.yaml", to_yaml(config))
             write_frame(items, folder / "items.parquet")
             provenance = describe_run(config, prepared.digest, labels, inputs)
+            if (record := trained_on_with_start(config, prepared)) is not None:
+                provenance[DIGEST] = write_trained_on(folder, record)
             write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
         held = "another process trains this run; wait for it or end it."
         with lock(folder / LOCK, held) if first else nullcontext():
@@ -121,8 +126,7 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
     """
     first = is_first_process()
     if first:
-        remove_index(folder)
-        remove_text_map(folder)
+        _remove_what_was_made(folder)
     log.info(f"run folder: {folder}")
     data = build_data(config, prepared)
     report_users(data)
@@ -171,6 +175,17 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, labels: str, res
                 log_outcome(logger, summaries, folder / BEST if config.logger.checkpoint else None, curve)
             logger.finalize("success")
     return Run(folder, results)
+
+
+def _remove_what_was_made(folder: Path) -> None:
+    """Remove the index and the text map of the weights of before, and say so."""
+    kinds = {TEXT_MAP: ("text map", "map"), INDEX: ("index", "index")}
+    made = [kind for name, kind in kinds.items() if (folder / name).is_file()]
+    remove_index(folder)
+    remove_text_map(folder)
+    if made:
+        names, commands = " and ".join(name for name, _ in made), "; ".join(f"eimf {one} {folder}" for _, one in made)
+        log.info(f"removed: the run's {names}, made of the weights of before; make them again afterwards: {commands}")
 
 
 def with_counts(prepared: Prepared, split: SplitConfig) -> polars.DataFrame:

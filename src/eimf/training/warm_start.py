@@ -12,9 +12,11 @@ from eimf.backbones import BACKBONES, Backbone
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.data.prepared import Prepared
+from eimf.data.splits import split_sequences
 from eimf.data.text import encode_items, read_vectors
 from eimf.runs.folder import ORIGIN, read_checkpoint, read_frame, read_run, restore_backbone
 from eimf.runs.text_map import TextMap, read_text_map
+from eimf.runs.trained_on import TrainedOn, check_held_out, read_trained_on, trained_on
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +81,26 @@ def check_start(config: Config, prepared: Prepared) -> None:
     backbone: Backbone = BACKBONES[config.backbone.name](prepared.n_items, config.data.max_len, config.backbone)
     _check_model(config, trained, backbone, before)
     _check_split(config, trained, checkpoint[ORIGIN]["data_digest"] == prepared.digest)
+    if config.split.kind != "user":
+        if (earlier := read_trained_on(folder)) is not None:
+            split = split_sequences(prepared.sequences, config.split)
+            check_held_out(config.start, earlier, prepared, split, config.split.kind)
+        else:
+            log.warning(
+                f"start: {folder} does not say what it was trained on (an earlier version wrote it); make sure that "
+                "nothing of it is held out here: the data must be newer than those of then"
+            )
     known = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
     if len(known) != before.n_items:
         raise ArtifactError(f"start: {folder}/items.parquet is of another run than its checkpoint; restore it.")
+
+
+def trained_on_with_start(config: Config, prepared: Prepared) -> TrainedOn | None:
+    """What a run is trained on, with what the run was trained on that it starts from; see `eimf.runs.trained_on`."""
+    split = split_sequences(prepared.sequences, config.split)
+    record = trained_on(prepared, split, config.split.kind)
+    earlier = read_trained_on(Path(config.start)) if config.start else None
+    return record.and_those_of(earlier) if record is not None and earlier is not None else record
 
 
 def _by_item(value: Tensor, saved: Tensor, backbone: Backbone, before: Backbone) -> bool:
