@@ -69,7 +69,7 @@ def test_retrieval_at_a_million_items(kind: str, search: int, tmp_path: Path) ->
     index = ItemIndex(items, kind, search=search)
     built = time.perf_counter() - start
     index.save(tmp_path / "index.faiss")
-    index = ItemIndex.load(tmp_path / "index.faiss")
+    index = ItemIndex.load(tmp_path / "index.faiss", items)
     exact, found = retrieve(flat, users, 50).items, retrieve(index, users, 50).items
     overlap = (found[:, :, None] == exact[:, None]).any(dim=2).double().mean()
     size = (tmp_path / "index.faiss").stat().st_size / 2**20

@@ -96,13 +96,13 @@ def test_compressed_vectors_keep_most_of_the_order() -> None:
 def test_a_saved_index_answers_as_before(kind, tmp_path: Path) -> None:
     index = ItemIndex(table(800), kind)
     index.save(tmp_path / "index.faiss")
-    again = ItemIndex.load(tmp_path / "index.faiss")
+    again = ItemIndex.load(tmp_path / "index.faiss", table(800))
     before, after = retrieve(index, interests(), 20), retrieve(again, interests(), 20)
     assert torch.equal(before.items, after.items)
     assert again.n_items == 800
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(ArtifactError, match="cannot be read"):
-        ItemIndex.load(tmp_path / "index.faiss")
+        ItemIndex.load(tmp_path / "index.faiss", table(800))
     with pytest.raises(ArtifactError, match="could not be written"):
         index.save(tmp_path / "nowhere" / "index.faiss")
 
@@ -208,7 +208,7 @@ def test_controllable_aggregation_is_the_greedy_algorithm(weight: float) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq", "PCA8,IVF16,Flat", "SQ8"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq", "PCA8,IVF16,Flat", "SQ8", "IVF8,PQ4x4,RFlat"])
 @given(data=strategies.data())
 def test_lists_are_full_and_hold_only_what_is_allowed(kind: str, data: strategies.DataObject) -> None:
     """Never short of n while other items may be listed; exact on the flat index, with filters and seen items."""
@@ -244,6 +244,57 @@ def filtered_table() -> np.ndarray:
 @cache
 def filtered_index(kind: str) -> ItemIndex:
     return ItemIndex(filtered_table(), kind, search=1)  # as little as possible is visited
+
+
+def clusters(n: int = 10_000, dim: int = 16) -> tuple[np.ndarray, torch.Tensor]:
+    """Items and users around few centres, as trained vectors are."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(50, dim))
+    vectors = (centres[rng.integers(0, 50, n + 1)] + 0.5 * rng.normal(size=(n + 1, dim))).astype(np.float32)
+    users = centres[rng.integers(0, 50, (20, 3))] + 0.5 * rng.normal(size=(20, 3, dim))
+    return vectors, torch.tensor(users, dtype=torch.float32)
+
+
+def recall_of(index: ItemIndex, vectors: np.ndarray, users: torch.Tensor, allowed: torch.Tensor | None) -> float:
+    """Share of the true best 20 allowed items that a search finds."""
+    wanted = retrieve(ItemIndex(vectors), users, 20, allowed=allowed).items
+    found = retrieve(index, users, 20, allowed=allowed).items
+    return float(is_member(found, Ragged.of(wanted.tolist())).sum() / (wanted != 0).sum())
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "IVF400,PQ8x4", "PCA8,IVF400,Flat"])
+def test_filters_do_not_cost_recall_on_approximate_indexes(kind: str) -> None:
+    vectors, users = clusters()
+    index = ItemIndex(vectors, kind, search=8)
+    free = recall_of(index, vectors, users, None)
+    for share in (0.0005, 0.01, 0.1, 0.6):
+        allowed = torch.from_numpy(np.random.default_rng(1).random(len(vectors)) < share)
+        exact = index.exact_for(allowed)
+        assert recall_of(index, vectors, users, allowed) >= (1.0 if exact else free - 0.02)
+        assert exact or share >= 0.1
+        assert not exact or share <= 0.1
+
+
+@pytest.mark.parametrize("kind", ["IVF64,Flat,RFlat", "NSG16", "PQ4x4"])
+def test_indexes_that_cannot_filter_compare_all_allowed_items(kind: str, tmp_path: Path) -> None:
+    vectors, users = clusters(1500)
+    index = ItemIndex(vectors, kind)
+    allowed = torch.from_numpy(np.random.default_rng(1).random(len(vectors)) < 0.5)
+    index.save(tmp_path / "index.faiss")
+    for one in (index, ItemIndex.load(tmp_path / "index.faiss", vectors)):
+        assert recall_of(one, vectors, users, allowed) == 1.0
+    if kind == "NSG16":
+        with pytest.raises(ConfigError, match=r"eval.index: an index of this kind cannot grow by new items"):
+            index.with_items(vectors[1:3])
+    else:
+        grown = index.with_items(10 * vectors[1:2])
+        assert 1501 in retrieve(grown, torch.from_numpy(vectors[1:2, None]), 5, allowed=torch.ones(1502).bool()).items
+
+
+def test_a_saved_index_of_other_vectors_is_refused(tmp_path: Path) -> None:
+    ItemIndex(table(60), "hnsw").save(tmp_path / "index.faiss")
+    with pytest.raises(ArtifactError, match=r"index.faiss: is of other item vectors; make it again with eimf index"):
+        ItemIndex.load(tmp_path / "index.faiss", table(61))
 
 
 def test_pools_for_diversity_are_filtered_too() -> None:

@@ -60,6 +60,15 @@ def test_lists_are_those_of_python(client: TestClient, model: Recommender) -> No
     assert similar == {"items": plain(model.similar_items("P00005", **rules))}
 
 
+def test_missing_and_numeric_ids_are_unknown_items_here(client: TestClient, model: Recommender) -> None:
+    history = [*HISTORY, None, "", 7, 7.0]
+    wanted = model.recommend(history)
+    assert wanted.skipped == 4
+    found = client.post("/recommend", json={"history": history}).json()
+    assert found == {"items": plain(wanted), "skipped": 4, "fallback": False}
+    assert client.post("/recommend", json={"history": HISTORY, "allow": [7]}).json()["items"] == []
+
+
 def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> None:
     requests = [{"history": HISTORY, "n": 3}, {"history": []}, {"history": HISTORY[:1], "n": 3, "deny": {"stock": 0}}]
     answers = client.post("/recommend", json={"requests": requests}).json()["answers"]
@@ -74,8 +83,11 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/recommend", '{"history": [], "diversity": NaN}', "NaN is no JSON number"),
         ("/recommend", [], "the body: must be an object, is list"),
         ("/recommend", {}, "history: is missing"),
-        ("/recommend", {"history": "P00003"}, "history: must be a list of item ids (texts)"),
-        ("/recommend", {"history": [3]}, "history: must be a list of item ids (texts)"),
+        ("/recommend", {"history": "P00003"}, "history: must be a list of item ids, oldest first"),
+        ("/recommend", {"history": [["P00003"]]}, "history: ['P00003'] is no id; give a text or a whole number"),
+        ("/recommend", {"history": [True]}, "history: True is no id"),
+        ("/recommend", {"history": [7.5]}, "history: 7.5 is no id"),
+        ("/recommend", {"history": [None], "unknown": "error"}, "history: '' not in the catalogue"),
         ("/recommend", {"history": ["P"] * 10_001}, "history: has 10,001 items, at most 10,000 go"),
         ("/recommend", {"history": HISTORY, "m": 3}, "'m': no such field"),
         ("/recommend", {"history": HISTORY, "n": 0}, "n: must be a whole number from 1"),
@@ -84,7 +96,7 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/recommend", {"history": HISTORY, "merge": ["best"]}, "merge: must be best or proportional"),
         ("/recommend", {"history": HISTORY, "filter_seen": 1}, "filter_seen: must be true or false"),
         ("/recommend", {"history": HISTORY, "allow": "P00001"}, "allow: must be a list of item ids, or conditions"),
-        ("/recommend", {"history": HISTORY, "allow": [1]}, "allow.item_id: 1 does not fit"),
+        ("/recommend", {"history": HISTORY, "allow": [1.5]}, "allow.item_id: 1.5 is no id"),
         ("/recommend", {"history": HISTORY, "allow": {"stok": 1}}, "no column 'stok' (did you mean 'stock'?)"),
         ("/recommend", {"history": HISTORY, "allow": {"stock": 10**400}}, "allow.stock: "),
         ("/recommend", {"history": HISTORY, "allow": {"stock": [2**63]}}, "allow.stock: "),
@@ -119,7 +131,7 @@ def test_many_requests_of_one_call(client: TestClient, model: Recommender) -> No
         ("/items", {"items": ["N1"]}, "items[0]: must be an object, is str"),
         ("/items", {"item": []}, "'item': no such field (did you mean 'items'?)"),
         ("/items", {"items": [{"item_id": "N1", "title": "Mat"}]}, "eimf map"),
-        ("/similar", {"item_id": ["P00003"]}, "item_id: must be a text"),
+        ("/similar", {"item_id": ["P00003"]}, "item_id: ['P00003'] is no id"),
         ("/similar", {"item_id": "P00003", "history": []}, "'history': no such field"),
     ],
     ids=lambda value: str(value)[:60],

@@ -142,6 +142,84 @@ def test_an_interrupted_prediction_continues(
     assert rows_of(to) == one_by_one(model, HISTORIES, ListOptions(2))
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("first", ['"history": []', '"history": null', '"user": 1', '"history": ""'])
+def test_json_lines_are_read_alike_whatever_the_first_ones_hold(first: str, model: Recommender, tmp_path: Path) -> None:
+    known = {f"u{k}": ["P00003", "P00005"] for k in range(3)}
+    lines = [f'{{"user_id": {k}, {first}}}' for k in range(120)]
+    lines += [json.dumps({"user_id": user, "history": items}) for user, items in known.items()]
+    path = tmp_path / "h.jsonl"
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8-sig")
+    wanted = {str(k): [] for k in range(120)} | known
+    done = predict(model, FileHistories(path, model.items), tmp_path / "recs.parquet", ListOptions(3))
+    assert rows_of(tmp_path / "recs.parquet") == one_by_one(model, wanted, ListOptions(3))
+    assert (done.users, done.skipped, done.fallbacks) == (123, 0, 120)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_ids_may_be_whole_numbers_in_every_file(suffix: str, model: Recommender, tmp_path: Path) -> None:
+    items = model.items.with_columns((polars.col("item_idx") * 3).cast(polars.String).alias("item_id"))
+    other = Recommender(model.backbone, model.config, items, model.index, model.filters_seen)
+    histories = {1: [9, 15, 24], 2: [5000], 3: [27, 30]}
+    wanted = one_by_one(
+        other, {str(user): [str(one) for one in row] for user, row in histories.items()}, ListOptions(4)
+    )
+    wide = polars.DataFrame({"user_id": list(histories), "history": list(histories.values())})
+    long = wide.explode("history").rename({"history": "item_id"})
+    for kind in (polars.Int64, polars.Float64):
+        tables = [long.with_columns(polars.col("item_id").cast(kind))]
+        tables.append(wide.with_columns(polars.col("history").cast(polars.List(kind))))
+        for table in tables:
+            path = tmp_path / f"h{suffix}"
+            if suffix == ".csv" and "history" in table.columns:
+                table = table.with_columns(polars.col("history").cast(polars.List(polars.String)).list.join(" "))
+            {".csv": table.write_csv, ".parquet": table.write_parquet, ".jsonl": table.write_ndjson}[suffix](path)
+            done = predict(other, FileHistories(path, items), tmp_path / "recs.parquet", ListOptions(4))
+            assert polars.read_parquet(tmp_path / "recs.parquet").drop("score").rows() == wanted
+            assert (done.skipped, done.fallbacks) == (1, 1)
+
+
+def test_missing_ids_are_unknown_items_as_in_python(model: Recommender, tmp_path: Path) -> None:
+    history = ["P00003", None, "", "nope", "P00005"]
+    found = model.recommend(history, 4)
+    table = polars.DataFrame({"user_id": ["u1"], "history": [history]})
+    table.write_parquet(tmp_path / "wide.parquet")
+    table.write_ndjson(tmp_path / "wide.jsonl")
+    long = table.explode("history").rename({"history": "item_id"})
+    long.write_parquet(tmp_path / "long.parquet")
+    long.write_csv(tmp_path / "long.csv")
+    long.write_ndjson(tmp_path / "long.jsonl")
+    for path in sorted(tmp_path.glob("*.*")):
+        done = predict(model, FileHistories(path, model.items), tmp_path / "recs.json.parquet", ListOptions(4))
+        assert done.skipped == found.skipped == 3, path
+        assert polars.read_parquet(tmp_path / "recs.json.parquet")["item_id"].to_list() == [
+            one.item_id for one in found
+        ]
+
+
+def test_other_conditions_or_users_are_another_plan(model: Recommender, tiny: Prepared, tmp_path: Path) -> None:
+    ids = model.items["item_id"]
+    users = tiny.user_ids.head(60)
+
+    def plan(deny: Any, order: polars.Series = users) -> dict[str, str]:
+        return prediction._plan(model, PreparedHistories(tiny, order), ListOptions(4, deny=deny), 2)
+
+    assert plan(ids.head(50)) == plan(ids.head(50).to_numpy()) == plan(set(ids.head(50))) == plan(iter(ids.head(50)))
+    other = ids.head(50).set(ids.head(50) == ids[25], "P99999")  # in the middle, which a printed series leaves out
+    assert plan(ids.head(50)) != plan(other)
+    assert plan(None) != plan(None, users.reverse())
+
+
+def test_files_of_users_may_have_a_mark_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("7\nu8\n", encoding="utf-8-sig")
+    (tmp_path / "users.csv").write_text("user_id\n7.0\n8.0\n", encoding="utf-8-sig")
+    (tmp_path / "users.jsonl").write_text('{"user_id": 7}\n{"user_id": "u8"}\n', encoding="utf-8-sig")
+    polars.DataFrame({"user_id": [7.0, 8.0]}).write_parquet(tmp_path / "users.parquet")
+    for name, ids in (("txt", ["7", "u8"]), ("csv", ["7", "8"]), ("jsonl", ["7", "u8"]), ("parquet", ["7", "8"])):
+        assert read_user_ids(tmp_path / f"users.{name}").to_list() == ids
+
+
 def test_two_processes_do_not_write_one_file(model: Recommender, tmp_path: Path) -> None:
     (tmp_path / ".recs.csv.parts").mkdir()
     histories = FileHistories(write(tmp_path / "h.csv", HISTORIES), model.items)
@@ -215,7 +293,16 @@ def test_files_that_cannot_be_used(model: Recommender, tmp_path: Path) -> None:
     refused("c.csv", "user_id,item_id\nu1,P00003\nu2,P00003\nu1,P00005\n", "2 users, but 3 groups of rows")
     refused("d.csv", "user_id,history\nu1,P00003\nu1,P00003\n", "1 users, but 2 groups of rows")
     refused("e.csv", "user_id,item_id\n,P00003\n", "a row has no user_id")
-    refused("f.jsonl", '{"user_id": "u1", "history": 3}\n', "history must be a list of item ids")
+    refused("f.jsonl", '{"user_id": "u1", "history": 3}\n', "line 1: history must be a list of item ids, .*is 3")
+    refused("f.jsonl", '{"user_id": "u1", "history": {"a": 1}}\n', "line 1: history must be a list of item ids")
+    refused("f.jsonl", '{"user_id": "u1", "history": [true]}\n', "line 1: history: True is no id")
+    refused("f.jsonl", '{"user_id": "u1", "history": [["P00003"]]}\n', "line 1: history: .* is no id")
+    refused("f.jsonl", '{"user_id": "u1", "history": []}\n{"user_id": 7.5, "history": []}\n', "line 2: user_id: 7.5 is")
+    refused("f.jsonl", '{"user_id": "u1", "history": []}\n["u2"]\n', "line 2: must be an object")
+    refused("f.jsonl", '{"history": []}\n', "has no column 'user_id'")
+    refused("f.jsonl", '{"user_id": "", "history": []}\n', "a row has no user_id")
+    mixed = '{"user_id": "u1", "history": []}\n{"user_id": "u2", "item_id": "P00003"}\n'
+    refused("f.jsonl", mixed, "line 2: has item_id, but earlier ones have history; use one form for all lines")
     refused("g.jsonl", '{"user_id": "u1", "history"', "cannot be read")
     refused("h.csv", "user_id,item_id\nu1,nope\n", "1 items are not in the catalogue", [ListOptions(unknown="error")])
     refused("i.txt", "u1", "must end in .csv, .parquet or .jsonl")
@@ -223,6 +310,14 @@ def test_files_that_cannot_be_used(model: Recommender, tmp_path: Path) -> None:
         FileHistories(tmp_path / "none.csv", model.items)
     with pytest.raises(ConfigError, match="must end in .parquet, .csv, .jsonl"):
         predict(model, FileHistories(write(tmp_path / "j.csv", HISTORIES), model.items), tmp_path / "recs.txt")
+    for history in (["P00003", None], ["", "P00003"]):
+        bad = tmp_path / "k.parquet"
+        polars.DataFrame({"user_id": ["u1"], "history": [history]}).write_parquet(bad)
+        with pytest.raises(DataError, match="1 items are not in the catalogue"):
+            predict(model, FileHistories(bad, model.items), tmp_path / "recs.csv", ListOptions(unknown="error"))
+    polars.DataFrame({"user_id": ["u1"], "history": [[True]]}).write_parquet(tmp_path / "l.parquet")
+    with pytest.raises(DataError, match="history: of type Boolean, which is no id"):
+        predict(model, FileHistories(tmp_path / "l.parquet", model.items), tmp_path / "recs.csv")
     (tmp_path / "twice.txt").write_text("u1\nu2\nu1\n")
     with pytest.raises(DataError, match="user_id 'u1' is there more than once"):
         read_user_ids(tmp_path / "twice.txt")

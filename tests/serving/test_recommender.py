@@ -1,20 +1,24 @@
 """Recommenders: filters, unknown items, empty histories, shares of interests, similar items."""
 
-import copy
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars
 import pytest
+from starlette.testclient import TestClient
 
 from eimf.cli.main import main
 from eimf.config.load import load as load_config
 from eimf.core.errors import ConfigError, DataError
 from eimf.data.prepared import Prepared
 from eimf.data.splits import split_sequences
+from eimf.serving import recommender
+from eimf.serving.cache import Cache
+from eimf.serving.http import Service, build_app
 from eimf.serving.recommender import ListOptions, Recommender, load
 from eimf.training.train import train
 from tests.conftest import replace_items, tiny_config
@@ -134,17 +138,136 @@ def test_similar_items_have_the_largest_cosines(model: Recommender) -> None:
         model.similar_items("nope")
 
 
-def test_a_mask_that_another_thread_removes_is_still_applied(model: Recommender) -> None:
-    class Emptied(dict[Any, Any]):
-        def __contains__(self, key: object) -> bool:
-            found = super().__contains__(key)
-            self.clear()  # what another thread may do at this moment
-            return found
+def test_masks_and_lengths_are_made_once(model: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    for module, name in ((recommender, "allowed_items"), (np.linalg, "norm")):
+        original = getattr(module, name)
 
-    other = copy.copy(model)
-    other._masks = Emptied()
-    for _ in range(2):
-        assert {one.item_id for one in other.recommend(HISTORY, 50, allow=["P00001"])} <= {"P00001"}
+        def counted(*given: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            made.append(name)
+            return original(*given, **options)
+
+        monkeypatch.setattr(module, name, counted)
+    fresh = model.with_columns(model.items.select("item_id", "stock"))
+    fresh._lengths = Cache(1)
+    for _ in range(3):
+        for deny in (["P00001", "P00002"], {"P00002", "P00001"}, np.array(["P00002", "P00001"])):
+            assert len(fresh.recommend(HISTORY, 5, deny=deny)) == 5
+            fresh.similar_items("P00005", 5, deny=deny)
+    assert made == ["allowed_items", "norm"]
+    for k in range(40):
+        fresh.recommend(HISTORY, 1, deny=[f"P{k:05}"])
+    assert len(fresh._masks) == 16
+
+
+def test_a_cache_keeps_what_was_used_last_and_threads_share_it() -> None:
+    cache: Cache[int] = Cache(2)
+    for key, value in (("a", 1), ("b", 2), ("a", 0), ("c", 3), ("a", 0), ("b", 4)):
+        assert cache.get(key, lambda value=value: value) == (value or 1)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda k: cache.get(k % 5, lambda: k % 5), range(2000)))
+    assert found == [k % 5 for k in range(2000)]
+    assert len(cache) == 2
+
+
+def test_conditions_may_be_read_only_once(model: Recommender) -> None:
+    best = [one.item_id for one in model.recommend(HISTORY, 3)]
+    for kind in (iter, np.array, polars.Series, set):
+        assert not {one.item_id for one in model.recommend(HISTORY, 9, deny=kind(best))} & set(best)
+        assert {one.item_id for one in model.recommend(HISTORY, 9, allow=kind(best))} == set(best)
+        similar = model.similar_items("P00005", 9, allow={"item_id": kind(best)})
+        assert {one.item_id for one in similar} == set(best) - {"P00005"}
+
+
+def test_histories_and_numbers_of_any_kind(model: Recommender) -> None:
+    wanted = model.recommend(HISTORY, 5)
+    for history in (tuple(HISTORY), np.array(HISTORY), polars.Series(HISTORY), iter(HISTORY)):
+        assert model.recommend(history, np.int64(5)) == wanted  # pyright: ignore[reportArgumentType]
+    assert model.attended(np.array(HISTORY)) == model.attended(HISTORY)
+    np.testing.assert_array_equal(model.encode([np.array(HISTORY)]), model.encode([HISTORY]))
+    found = model.recommend([None, "", float("nan"), *HISTORY, 7], 5)
+    assert (found, found.skipped) == (wanted, 4)
+    with pytest.raises(DataError, match="history: '', 'nope' not in the catalogue"):
+        model.recommend([None, "nope"], unknown="error")
+    bad: list[tuple[Any, str]] = [
+        (None, "history: must be a list of item ids, oldest first, is None"),
+        (7, "history: must be a list of item ids, oldest first, is 7"),
+        ({"P00003": 1}, "history: must be a list of item ids"),
+        ({"P00003"}, "history: must be a list of item ids"),  # a set has no order
+        ([["P00003"]], r"history: \['P00003'\] is no id; give a text or a whole number"),
+        ([True], "history: True is no id"),
+        ([7.5], "history: 7.5 is no id"),
+        ([b"P00003"], "history: b'P00003' is no id"),
+    ]
+    for history, message in bad:
+        with pytest.raises(DataError, match=message):
+            model.recommend(history)
+    with pytest.raises(DataError, match="item_id: '' not in the catalogue"):
+        model.similar_items("")
+
+
+def numbered(model: Recommender) -> Recommender:
+    """The same model; its items have the numbers of MovieLens as ids."""
+    items = model.items.with_columns((polars.col("item_idx") * 3).cast(polars.String).alias("item_id"))
+    return Recommender(model.backbone, model.config, items, model.index, model.filters_seen)
+
+
+def test_whole_numbers_stand_for_their_decimal_text(model: Recommender, tmp_path: Path) -> None:
+    other = numbered(model)
+    wanted = other.recommend(["9", "15", "24"], 5, deny=["300"])
+    assert not wanted.fallback
+    for history in ([9, 15, 24], [9.0, 15.0, 24.0], np.array([9, 15, 24]), ["9", 15, np.float32(24)]):
+        found = other.recommend(history, 5, deny=[300.0])
+        assert (found, found.skipped) == (wanted, 0)
+    assert other.similar_items(9, 3) == other.similar_items("9", 3)
+    assert other.knows(9)
+    assert other.title(9.0) == other.title("9") != ""  # pyright: ignore[reportArgumentType]
+    client = TestClient(build_app(Service(lambda: other)), "http://127.0.0.1")
+    answer = client.post("/recommend", json={"history": [9, 15.0, "24"], "n": 5, "deny": [300]}).json()
+    assert [one["item_id"] for one in answer["items"]] == [one.item_id for one in wanted]
+    assert answer["skipped"] == 0
+
+
+def test_python_the_command_line_and_http_give_one_list(
+    model: Recommender, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With conditions on numbers of every type."""
+    row = polars.col("item_idx")
+    table = model.items.select(
+        "item_id",
+        (row % 7 * 1.11).cast(polars.Float32).alias("price"),
+        (row % 5).alias("stock"),
+        polars.concat_list(row % 3, row % 4).alias("sizes"),
+    )
+    table.write_parquet(tmp_path / "own.parquet")
+    own = load(run_folder, tmp_path / "own.parquet")
+    allow = {"price": [2.22, 3.33, 4.44], "stock": {"min": 1, "max": 3.5}}
+    deny = {"sizes": [2.0], "stock": 1}
+    found = [one.item_id for one in own.recommend(HISTORY, 6, allow=allow, deny=deny)]
+    met = table["price"].is_in(polars.Series([2.22, 3.33, 4.44], dtype=polars.Float32).implode())
+    met &= table["stock"].is_in([2, 3]) & ~table["sizes"].list.contains(2)
+    assert found == by_hand(own, HISTORY, met)[:6]
+    assert found
+    client = TestClient(build_app(Service(lambda: own)), "http://127.0.0.1")
+    answer = client.post("/recommend", json={"history": HISTORY, "n": 6, "allow": allow, "deny": deny}).json()
+    assert [one["item_id"] for one in answer["items"]] == found
+    texts = [
+        "--columns",
+        str(tmp_path / "own.parquet"),
+        "-n",
+        "6",
+        "--allow",
+        "price=2.22,3.33",
+        "--allow",
+        "price=4.44",
+    ]
+    texts += ["--allow", "stock>=1", "--allow", "stock<=3.5", "--deny", "sizes=2.0", "--deny", "stock=1"]
+    assert main(["recommend", str(run_folder), "--history", ",".join(HISTORY), *texts]) == 0
+    assert printed(capsys.readouterr().out, "merged") == found
+    (tmp_path / "h.jsonl").write_text(json.dumps({"user_id": "u1", "history": HISTORY}))
+    to = ["--histories", str(tmp_path / "h.jsonl"), "--to", str(tmp_path / "lists.parquet")]
+    assert main(["predict", str(run_folder), *to, *texts]) == 0
+    assert polars.read_parquet(tmp_path / "lists.parquet")["item_id"].to_list() == found
 
 
 @pytest.mark.parametrize("name", ["item_knn", "ease"])

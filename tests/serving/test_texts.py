@@ -144,7 +144,11 @@ def test_new_items_are_recommended_and_may_be_in_histories(speaking: Recommender
     assert speaking.similar_items("N1", 3)
     speaking.add_items(polars.DataFrame({"item_id": ["N3"], "title": ["Belvik Saucepan"]}))
     speaking.add_items([])
-    assert speaking.items["item_idx"].to_list() == list(range(1, n + 4))
+    speaking.add_items([{"item_id": 7, "title": "Mat", "categories": "Outdoors | Mats"}])
+    assert speaking.items["item_id"][-1] == "7"
+    assert speaking.items["categories"][-1].to_list() == ["Outdoors", "Mats"]
+    assert "7" in {one.item_id for one in speaking.recommend(HISTORY, 5, allow={"category": "Mats"})}
+    assert speaking.items["item_idx"].to_list() == list(range(1, n + 5))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,15 @@ def test_new_items_are_recommended_and_may_be_in_histories(speaking: Recommender
         ([NEW[0], NEW[0]], "'N1' is in the catalogue already"),
         ([{"item_id": "N1", "title": "x", "colour": "red"}], "has the field 'colour'"),
         ([{"item_id": "N1", "title": "x", "vector": [1.0]}], "text map is of titles"),
-        ([{"item_id": "N1", "title": "x", "categories": 3}], "does not fit its column"),
+        (
+            [{"item_id": "N1", "title": "x", "categories": 3}],
+            "'N1': categories must be a list of texts, or a text with",
+        ),
+        ([{"item_id": "N1", "title": "x", "categories": ["a", 3]}], "'N1': categories must be a list of texts"),
+        ([{"item_id": "N1", "title": 7}], "'N1': title must be a text, is 7"),
+        ([{"item_id": "N1", "title": "x", "brand": ["Acme"]}], r"'N1': brand must be a text, is \['Acme'\]"),
+        ([{"item_id": 7.5, "title": "x"}], "item_id: 7.5 is no id"),
+        ([{"item_id": "", "title": "x"}], "'item_id'"),
         (["N1"], "must be a mapping"),
     ],
 )
@@ -228,7 +240,7 @@ def test_every_index_grows(kind: str, tmp_path: Path, mapped: Path) -> None:
     save_index(mapped, np.concatenate([np.zeros_like(vectors[:1]), vectors]), kind)
     model = load(mapped)  # the index is mapped from its file
     size = model.index.n_items
-    before = ItemIndex.load(mapped / "index.faiss")
+    before = ItemIndex.load(mapped / "index.faiss", np.concatenate([np.zeros_like(vectors[:1]), vectors]))
     model.add_items(NEW)
     assert (model.index.n_items, before.n_items) == (size + 2, size)
     assert {one.item_id for one in model.recommend(HISTORY, 3, allow=["N1", "N2"])} == {"N1", "N2"}

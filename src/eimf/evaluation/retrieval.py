@@ -8,6 +8,7 @@ Shapes: B users, K interests, N retrieved items, C candidates before merging.
 
 import copy
 import errno
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,10 @@ def factory_string(kind: str, n_items: int) -> str:
 class ItemIndex:
     """A FAISS inner-product index of all items.
 
+    An approximate index keeps the item vectors too (it shares their memory where it can). A search among few allowed
+    items compares each of them with the query: this is exact. Otherwise the approximate search visits more items, so
+    that it meets as many allowed ones as a search without a filter meets items; see `exact_for`.
+
     Args:
         vectors: row 0 is padding; it is not in the index and can never be retrieved.
         kind: see `factory_string`; `flat` is exact, the others are approximate.
@@ -91,7 +96,7 @@ class ItemIndex:
             if not self._index.is_trained:
                 self._index.train(rows)
             self._index.add(rows)
-            self.exact = isinstance(self._index, faiss.IndexFlat)
+            self._keep(rows)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
                 f"eval.index: {kind!r} ({name}) cannot hold {self.n_items:,} items of {dim} dimensions "
@@ -99,13 +104,30 @@ class ItemIndex:
                 "divide the dimensions, and it needs 16 items or more."
             ) from None
 
+    def _keep(self, rows: Float[np.ndarray, "I D"]) -> None:
+        """Keep the vectors of an approximate index, for exact searches."""
+        self.exact = isinstance(self._index, faiss.IndexFlat)
+        self._rows = None if self.exact else rows
+        self._filters = not self.exact and _can_filter(self._index)
+
     def with_items(self, vectors: Float[np.ndarray, "N D"]) -> "ItemIndex":
-        """A copy with N more items, numbered from I + 1. An approximate index is not trained again."""
-        other = copy.copy(self)
+        """A copy with N more items, numbered from I + 1. An approximate index is not trained again.
+
+        Raises:
+            ConfigError: an index of this kind cannot grow.
+        """
+        other, added = copy.copy(self), np.ascontiguousarray(vectors, dtype=np.float32)
         # Not `clone_index`: the copy of an index that is mapped from a file cannot grow.
         other._index = faiss.deserialize_index(faiss.serialize_index(self._index))
-        other._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        other.n_items = self.n_items + len(vectors)
+        try:
+            other._index.add(added)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"eval.index: an index of this kind cannot grow by new items ({_reason(error)}); make another one, "
+                "such as: eimf index RUN eval.index=hnsw"
+            ) from None
+        other.n_items = self.n_items + len(added)
+        other._rows = None if self._rows is None else np.concatenate([self._rows, added])
         return other
 
     def save(self, path: Path) -> None:
@@ -121,11 +143,14 @@ class ItemIndex:
                 raise OSError(errno.ENOSPC, "the disk is full, or refuses") from error
 
     @classmethod
-    def load(cls, path: Path) -> "ItemIndex":
+    def load(cls, path: Path, vectors: Float[np.ndarray, "I_plus_1 D"]) -> "ItemIndex":
         """Map a saved index into memory. It is read on demand, and processes share it.
 
+        Args:
+            vectors: those that it was made of.
+
         Raises:
-            ArtifactError: the file is missing or damaged.
+            ArtifactError: the file is missing or damaged, or of other vectors.
         """
         index = cls.__new__(cls)
         try:
@@ -133,9 +158,30 @@ class ItemIndex:
         except RuntimeError as error:
             reason = _last_line(error)
             raise ArtifactError(f"{path}: cannot be read ({reason}); make it again with eimf index.") from None
-        index.n_items = index._index.ntotal
-        index.exact = isinstance(index._index, faiss.IndexFlat)
+        index.n_items, rows = index._index.ntotal, np.ascontiguousarray(vectors[1:], dtype=np.float32)
+        if rows.shape != (index.n_items, index._index.d):
+            raise ArtifactError(f"{path}: is of other item vectors; make it again with eimf index.")
+        index._keep(rows)
         return index
+
+    def exact_for(self, allowed: Bool[Tensor, " I_plus_1"] | None) -> bool:
+        """Whether a search among the allowed items is exact.
+
+        Among A of I items, an approximate search that usually visits V items must visit V I / A, so that V of them are
+        allowed. If that is A or more, comparing all allowed items is not slower, and exact. Hence the bound: at most
+        sqrt(V I) allowed items. V is about 4,000 for the default HNSW, 4 sqrt(I) for the default IVF; of a million
+        items, both bounds are about 64,000. Indexes that cannot search with a filter are always searched this way.
+        """
+        if self.exact or allowed is None:
+            return self.exact
+        return not self._filters or int(allowed[1:].sum()) ** 2 <= self._visited() * self.n_items
+
+    def _visited(self) -> float:
+        """About how many items a search without a filter visits."""
+        inner = _inner(self._index)
+        if isinstance(inner, _faiss.IndexIVF):
+            return self.n_items * inner.nprobe / inner.nlist
+        return 1.0 * inner.hnsw.efSearch * inner.hnsw.nb_neighbors(1)
 
     def search(
         self,
@@ -149,46 +195,88 @@ class ItemIndex:
 
         Args:
             allowed: items that may be found; None allows all.
-            whole: visit the whole index, also if it is approximate. The lists then end early only if no other allowed
-                item exists.
+            whole: search exactly, also if the index is approximate.
         """
         depth = min(depth, self.n_items)
         batch, count, dim = interests.shape
         queries = np.ascontiguousarray(interests.detach().float().cpu().numpy().reshape(-1, dim))
-        # FAISS reads the bits of the rows, the lowest bit of each byte first.
-        bits = None if allowed is None else np.packbits(allowed[1:].cpu().numpy(), bitorder="little")
-        selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
-        index, parameters = self._route(selector, whole)
-        scores, rows = index.search(queries, depth, params=parameters)
+        if self._rows is not None and (whole or self.exact_for(allowed)):
+            scores, rows = _compare_all(queries, self._rows, depth, allowed)
+        else:
+            scores, rows = self._index.search(queries, depth, params=self._parameters(allowed))
         items = torch.from_numpy(rows) + 1  # "not found" (-1) becomes padding
         item_scores = torch.from_numpy(scores).masked_fill_(items == 0, NEVER)
         return item_scores.view(batch, count, depth), items.view(batch, count, depth)
 
-    def _route(self, selector: Any, whole: bool) -> tuple[Any, Any]:
-        """The FAISS index to search, and its parameters."""
-        index, inner, wrap = self._index, self._index, None
-        if isinstance(index, _faiss.IndexPreTransform):  # such as PCA before the inner index
-            inner = _faiss.downcast_index(index.index)
-            wrap = _faiss.SearchParametersPreTransform
-        if isinstance(inner, _faiss.IndexIVF):
-            parameters = _faiss.SearchParametersIVF(sel=selector, nprobe=inner.nlist if whole else inner.nprobe)
-        elif isinstance(inner, _faiss.IndexHNSW):
-            if whole and wrap is None:  # the vectors behind the graph, one after the other
-                return _faiss.downcast_index(inner.storage), _faiss.SearchParameters(sel=selector)
-            breadth = inner.ntotal if whole else inner.hnsw.efSearch
-            parameters = _faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
-        elif selector is None:
-            return index, None
-        else:
-            parameters = _faiss.SearchParameters(sel=selector)
-        return index, parameters if wrap is None else wrap(index_params=parameters)
+    def _parameters(self, allowed: Bool[Tensor, " I_plus_1"] | None) -> Any:
+        """Of a search among the allowed items: the fewer they are, the more items it visits."""
+        if allowed is None:
+            return None
+        return _filtered(self._index, allowed[1:].cpu().numpy())
+
+
+def _inner(index: Any) -> Any:
+    """The index itself, or the one behind a transformation such as PCA."""
+    return _faiss.downcast_index(index.index) if isinstance(index, _faiss.IndexPreTransform) else index
+
+
+def _filtered(index: Any, allowed: Bool[np.ndarray, " I"]) -> Any:
+    """FAISS's parameters of a search among the allowed rows.
+
+    IVF visits as many more inverted lists, and HNSW as many more candidates, as there are items for each allowed one.
+    """
+    # FAISS reads the bits of the rows, the lowest bit of each byte first.
+    selector = _faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    inner, deeper = _inner(index), len(allowed) / max(1, allowed.sum())
+    if isinstance(inner, _faiss.IndexIVF):
+        probes = min(inner.nlist, math.ceil(inner.nprobe * deeper))
+        parameters = _faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+    elif isinstance(inner, _faiss.IndexHNSW):
+        breadth = min(inner.ntotal, math.ceil(inner.hnsw.efSearch * deeper))
+        parameters = _faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
+    else:
+        parameters = _faiss.SearchParameters(sel=selector)
+    return parameters if inner is index else _faiss.SearchParametersPreTransform(index_params=parameters)
+
+
+def _can_filter(index: Any) -> bool:
+    """Whether an approximate index can search with a filter and visit more for it; tried on one query."""
+    if not isinstance(_inner(index), _faiss.IndexIVF | _faiss.IndexHNSW):
+        return False
+    allowed = np.zeros(index.ntotal, dtype=bool)
+    allowed[:1] = True
+    try:
+        _, rows = index.search(
+            np.ones((1, index.d), np.float32), min(2, index.ntotal), params=_filtered(index, allowed)
+        )
+    except RuntimeError:
+        return False
+    return bool((rows <= 0).all())
+
+
+def _compare_all(
+    queries: Float[np.ndarray, "Q D"],
+    rows: Float[np.ndarray, "I D"],
+    depth: int,
+    allowed: Bool[Tensor, " I_plus_1"] | None,
+) -> tuple[Float[np.ndarray, "Q N"], Int[np.ndarray, "Q N"]]:
+    """The `depth` allowed rows with the largest inner product with each query; -1 where there are no more."""
+    chosen = None if allowed is None else np.flatnonzero(allowed[1:].cpu().numpy())
+    among = rows if chosen is None else rows[chosen]
+    width = min(depth, len(among))
+    scores = np.full((len(queries), depth), NEVER, np.float32)
+    found = np.full((len(queries), depth), -1, np.int64)
+    if width:
+        scores[:, :width], places = faiss.knn(queries, among, width, metric=faiss.METRIC_INNER_PRODUCT)
+        found[:, :width] = places if chosen is None else chosen[places]
+    return scores, found
 
 
 class ScoreIndex(ItemIndex):
     """For models that give the score of every item in place of an interest vector: picks the best ones."""
 
     def __init__(self, n_items: int) -> None:
-        self.n_items, self.exact = n_items, True
+        self.n_items, self.exact, self._rows = n_items, True, None
 
     def save(self, path: Path) -> None:
         """Nothing to keep.
@@ -306,9 +394,9 @@ def retrieve(
 ) -> Retrieved:
     """The n items with the largest inner product with any of a user's interests, of those that may be listed.
 
-    Exact for a flat index, ties included. On an approximate index, a list that would be shorter than n although more
-    items may be listed is searched for again in the whole index. Users with many seen items are searched separately, so
-    that memory does not grow with the longest history.
+    Exact for a flat index, ties included, and among few allowed items (`ItemIndex.exact_for`). On an approximate index,
+    a list that would be shorter than n although more items may be listed is searched for again, exactly. Users with
+    many seen items are searched separately, so that memory does not grow with the longest history.
 
     Args:
         seen: items of each user that may not be listed.
@@ -320,6 +408,7 @@ def retrieve(
     depth = max(n, pool)
     wanted = interests.shape[1] * min(depth, index.n_items) if pool else n
     n_allowed = index.n_items if allowed is None else int(allowed[1:].sum())
+    exact = index.exact_for(allowed)
     seen = seen.cpu() if seen is not None else None
     extra = torch.zeros(len(interests), dtype=torch.long) if seen is None else seen.lengths
     # Round the needed depth up to a power of two, so that there are few different depths.
@@ -333,7 +422,7 @@ def retrieve(
         for users in chosen.split(most):
             part = None if seen is None else seen.select(users)
             found = _search(index, interests[users], wanted, deep, part, allowed)
-            if not index.exact:
+            if not exact:
                 _complete(index, found, interests[users], min(n, n_allowed), deep, part, allowed)
             parts.append(found)
             rows.append(users)
@@ -374,14 +463,14 @@ def _search(
     if scores.shape[2] <= depth:  # all items are here
         return merge(scores, items, n, seen, _ties(scores, index.n_items))
     cut = (scores[:, :, depth] == scores[:, :, depth - 1]) & (scores[:, :, depth] > NEVER)
-    open_rows = cut.any(dim=1) if index.exact else torch.zeros(len(cut), dtype=torch.bool)
+    open_rows = cut.any(dim=1) if whole or index.exact_for(allowed) else torch.zeros(len(cut), dtype=torch.bool)
     retrieved = merge(scores[:, :, :depth], items[:, :, :depth], n, seen, _ties(scores, index.n_items))
     if open_rows.any():
         rows = open_rows.nonzero()[:, 0]
         most = max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * min(4 * depth, index.n_items)))
         for users in rows.split(most):
             part = None if seen is None else seen.select(users)
-            _put(retrieved, users, _search(index, interests[users], n, 4 * depth, part, allowed))
+            _put(retrieved, users, _search(index, interests[users], n, 4 * depth, part, allowed, whole))
     return retrieved
 
 
@@ -394,7 +483,7 @@ def _complete(
     seen: Ragged | None,
     allowed: Bool[Tensor, " I_plus_1"] | None,
 ) -> None:
-    """Search the whole of an approximate index for the users with fewer than n items."""
+    """Search exactly for the users with fewer than n items."""
     short = ((found.items != 0).sum(dim=1) < n).nonzero()[:, 0]
     for users in short.split(max(1, CANDIDATES_AT_ONCE // (interests.shape[1] * depth))):
         part = None if seen is None else seen.select(users)

@@ -256,7 +256,7 @@ def open_index(folder: Path, vectors: np.ndarray) -> ItemIndex:
         raise ArtifactError(f"{folder / INDEX_ABOUT}: damaged ({error}); make it again with eimf index.") from None
     if not isinstance(about, dict) or about.get("checkpoint") != sha256_file(folder / BEST):
         raise ArtifactError(f"{folder / INDEX}: was made of other weights; make it again with eimf index {folder}.")
-    return ItemIndex.load(folder / INDEX)
+    return ItemIndex.load(folder / INDEX, vectors)
 
 
 def remove_index(folder: Path) -> None:

@@ -27,6 +27,7 @@ from eimf.core.options import nearest
 from eimf.core.signals import noting
 from eimf.core.version import VERSION
 from eimf.serving.filters import Key, filter_key
+from eimf.serving.ids import item_ids
 from eimf.serving.new_items import add_items_of
 from eimf.serving.openapi import describe_api
 from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender, load
@@ -56,7 +57,7 @@ OPTIONS = tuple(one.name for one in fields(ListOptions))
 class Wanted(NamedTuple):
     """A checked request for recommendations."""
 
-    history: list[str]
+    history: list[str | None]
     options: ListOptions
     key: Key
     """Equal for requests that can be answered together."""
@@ -111,7 +112,7 @@ class Service:
                 else:
                     future.set_result(lists)
 
-    async def _answer(self, histories: list[list[str]], options: ListOptions) -> list[Any]:
+    async def _answer(self, histories: list[list[str | None]], options: ListOptions) -> list[Any]:
         """Lists, or an error, for each history. If they cannot be answered together, each is answered alone."""
         try:
             return await run_in_threadpool(self.model.answer, histories, options)
@@ -188,8 +189,6 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence
     async def similar(request: Request) -> Response:
         body = await _body(request)
         _check_fields(body, ("item_id", "n", "allow", "deny"), {"item_id"})
-        if not isinstance(body["item_id"], str):
-            raise ConfigError(f"item_id: must be a text, is {str(body['item_id'])[:80]!r}.")
         options = _options({name: body[name] for name in ("n", "allow", "deny") if name in body})
         rules = {"allow": options.allow, "deny": options.deny}
         found = await run_in_threadpool(service.model.similar_items, body["item_id"], options.n, **rules)
@@ -311,14 +310,14 @@ def _wanted(body: dict[str, Any]) -> Wanted:
     """A checked request of a body."""
     _check_fields(body, ("history", *OPTIONS), {"history"})
     history = body["history"]
-    if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
-        raise ConfigError("history: must be a list of item ids (texts), oldest first.")
+    if not isinstance(history, list):
+        raise ConfigError(f"history: must be a list of item ids, oldest first, is {str(history)[:80]!r}.")
     if len(history) > HISTORY:
         raise ConfigError(f"history: has {len(history):,} items, at most {HISTORY:,} go; send the most recent ones.")
     given = {name: value for name, value in body.items() if name != "history"}
     options = _options(given)
     others = tuple((name, getattr(options, name)) for name in OPTIONS if name not in ("allow", "deny"))
-    return Wanted(history, options, (filter_key(options.allow, options.deny), others))
+    return Wanted(item_ids(history), options, (filter_key(options.allow, options.deny), others))
 
 
 def _options(given: dict[str, Any]) -> ListOptions:

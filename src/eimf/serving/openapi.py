@@ -8,13 +8,15 @@ from eimf.serving.recommender import LARGEST_WEIGHT
 
 def describe_api() -> dict[str, Any]:
     """The description, as plain values."""
-    texts = {"type": "array", "items": {"type": "string"}}
+    item_id = {"type": ["string", "number"], "description": "A text; a whole number stands for its decimal text."}
+    ids = {"type": "array", "items": item_id}
+    history = {"type": "array", "items": item_id | {"type": ["string", "number", "null"]}, "maxItems": 10_000}
     value = {"type": ["string", "number", "boolean"]}
     bounds = {"type": "object", "properties": {"min": {"type": "number"}, "max": {"type": "number"}}}
     condition = {"anyOf": [value, {"type": "array", "items": value}, bounds]}
     conditions = {
         "description": "Item ids, or conditions by column: a value, values, or a range.",
-        "anyOf": [texts, {"type": "object", "additionalProperties": condition}, {"type": "null"}],
+        "anyOf": [ids, {"type": "object", "additionalProperties": condition}, {"type": "null"}],
     }
     n = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}
     request = {
@@ -22,7 +24,7 @@ def describe_api() -> dict[str, Any]:
         "required": ["history"],
         "additionalProperties": False,
         "properties": {
-            "history": texts | {"description": "Item ids, oldest first.", "maxItems": 10_000},
+            "history": history | {"description": "Item ids, oldest first."},
             "n": n,
             "filter_seen": {"type": ["boolean", "null"], "description": "null: as in the run's evaluation."},
             "allow": conditions,
@@ -75,16 +77,16 @@ def describe_api() -> dict[str, Any]:
         "type": "object",
         "required": ["item_id"],
         "additionalProperties": False,
-        "properties": {"item_id": {"type": "string"}, "n": n, "allow": conditions, "deny": conditions},
+        "properties": {"item_id": item_id, "n": n, "allow": conditions, "deny": conditions},
     }
     new_item = {
         "type": "object",
         "required": ["item_id"],
         "description": "Other fields are columns of the catalogue. With a text map of own vectors: vector, not title.",
         "properties": {
-            "item_id": {"type": "string"},
+            "item_id": item_id,
             "title": {"type": "string"},
-            "categories": texts,
+            "categories": {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": ["string", "null"]}]},
             "brand": {"type": ["string", "null"]},
             "vector": {"type": "array", "items": {"type": "number"}},
         },

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.core.files import lock, make_folder, replacing, sha256_json, write_json_atomic
 from eimf.core.version import VERSION
 from eimf.evaluation.retrieval import Retrieved
+from eimf.serving.filters import filter_key
 from eimf.serving.histories import Chunk, FileHistories, PreparedHistories
 from eimf.serving.recommender import POPULAR, ListOptions, Recommender
 
@@ -107,7 +108,9 @@ def _plan(
 ) -> dict[str, str]:
     """What shapes the parts: parts of another plan are not continued."""
     items = str(model.items.hash_rows().sum())
-    values = {name: str(value) for name, value in asdict(options).items()}
+    conditions = repr(filter_key(options.allow, options.deny))  # whole and in one order, unlike the text of a set
+    values = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in ("allow", "deny")}
+    values |= {"words": list(options.words), "conditions": conditions}
     whole = {"run": model.about, "items": items, "options": values, "histories": histories.about}
     return {"plan": sha256_json(whole | {"users": size, "version": VERSION})}
 

@@ -46,7 +46,9 @@ from eimf.runs.folder import BEST, ORIGIN, open_index, read_checkpoint, read_fra
 from eimf.runs.interest_names import read_interest_names
 from eimf.runs.text_map import read_text_map
 from eimf.runs.versions import current_run
-from eimf.serving.filters import Conditions, Key, allowed_items, filter_key, join_columns, read_columns
+from eimf.serving.cache import Cache
+from eimf.serving.filters import Conditions, allowed_items, filter_key, join_columns, plain_conditions, read_columns
+from eimf.serving.ids import History, id_text, item_ids, python_value
 from eimf.serving.texts import Texts, check_words, read_new_items
 
 __all__ = ["ListOptions", "Recommendation", "Recommendations", "Recommender", "load"]
@@ -91,6 +93,8 @@ class Recommendations(list[Recommendation]):
 class ListOptions:
     """What a list may hold, and how it is put together. Python, the command line and HTTP share it.
 
+    Values and arrays of NumPy, and series, are kept as plain Python values; `allow` and `deny` by column.
+
     Raises:
         ConfigError: a value is out of range, or two do not go together.
     """
@@ -117,6 +121,10 @@ class ListOptions:
 
     def __post_init__(self) -> None:
         check_words(self.words)
+        for name in ("n", "filter_seen", "diversity", "by_interest"):
+            object.__setattr__(self, name, python_value(getattr(self, name)))
+        for name in ("allow", "deny"):
+            object.__setattr__(self, name, plain_conditions(getattr(self, name), name))
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
             raise ConfigError(f"n: must be a whole number from 1, is {self.n!r}.")
         if self.filter_seen not in (None, True, False):
@@ -164,8 +172,9 @@ class Recommender:
         self.texts = texts
         self.interest_names = list(interest_names)
         """A name for each interest, the same for all users; empty for models without semantic prototypes."""
-        self._masks: dict[Key, Bool[Tensor, " I_plus_1"] | None] = {}
-        self._lengths: Float[np.ndarray, " I"] | None = None
+        # Requests work on copies of the attributes, which share these.
+        self._masks: Cache[Bool[Tensor, " I_plus_1"] | None] = Cache(_MASKS_KEPT)
+        self._lengths: Cache[Float[np.ndarray, " I"]] = Cache(1)
         self._growing = threading.Lock()
 
     @property
@@ -184,7 +193,7 @@ class Recommender:
             DataError: `item_id` is missing or repeated.
         """
         other = copy.copy(self)
-        other.items, other._masks = join_columns(self.items, table), {}
+        other.items, other._masks = join_columns(self.items, table), Cache(_MASKS_KEPT)
         return other
 
     def add_items(self, items: Sequence[Mapping[str, Any]] | polars.DataFrame) -> None:
@@ -195,8 +204,9 @@ class Recommender:
         or none.
 
         Args:
-            items: `item_id`, `title`, and optionally `categories` (a list), `brand` and other columns of the catalogue.
-                With a text map of own vectors (`text.vectors`): `vector` instead of the title.
+            items: `item_id`, `title`, and optionally `categories` (a list, or a text with `|` between them), `brand`
+                and other columns of the catalogue. With a text map of own vectors (`text.vectors`): `vector` instead of
+                the title.
 
         Raises:
             ConfigError: the run keeps no text map, or the encoder cannot be loaded.
@@ -231,15 +241,23 @@ class Recommender:
             )
         return self.texts
 
-    def title(self, item_id: str) -> str:
-        """Title of an item, empty where unknown."""
-        return self._titles[self._number.get(item_id, 0)]
+    def title(self, item_id: str | int) -> str:
+        """Title of an item, empty where unknown.
 
-    def knows(self, item_id: str) -> bool:
-        """Whether an item is in the catalogue."""
-        return item_id in self._number
+        Raises:
+            DataError: it is no id, see `eimf.serving.ids`.
+        """
+        return self._titles[self._number.get(id_text(item_id, "item_id") or "", 0)]
 
-    def interests(self, history: Sequence[str]) -> torch.Tensor:
+    def knows(self, item_id: str | int) -> bool:
+        """Whether an item is in the catalogue.
+
+        Raises:
+            DataError: it is no id, see `eimf.serving.ids`.
+        """
+        return id_text(item_id, "item_id") in self._number
+
+    def interests(self, history: History) -> torch.Tensor:
         """Interest vectors [K, D] of a history of item ids, oldest first; see `encode` for many.
 
         Raises:
@@ -252,7 +270,7 @@ class Recommender:
         with torch.inference_mode():
             return self.backbone.item_vectors().float().numpy()[1:]
 
-    def encode(self, histories: Sequence[Sequence[str]], batch_size: int = 1024) -> Float[np.ndarray, "U K D"]:
+    def encode(self, histories: Sequence[History], batch_size: int = 1024) -> Float[np.ndarray, "U K D"]:
         """Interest vectors of many histories of item ids, each oldest first.
 
         Raises:
@@ -266,13 +284,14 @@ class Recommender:
             return np.zeros((0, self.n_interests, self.backbone.embed_dim), np.float32)
         return torch.cat(parts).numpy()
 
-    def attended(self, history: Sequence[str]) -> list[int | None]:
+    def attended(self, history: History) -> list[int | None]:
         """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
         `data.max_len`, which the model does not see, and for models of several interests without routing weights.
 
         Raises:
             DataError: the history is empty or has an unknown item.
         """
+        history = item_ids(history)
         interests = self._extract(history)
         recent = min(len(history), self.config.data.max_len)
         earlier: list[int | None] = [None] * (len(history) - recent)
@@ -280,7 +299,7 @@ class Recommender:
             return earlier + interests.routing[0, :, -recent:].argmax(dim=0).tolist()
         return earlier + [0 if interests.vectors.shape[1] == 1 else None] * recent
 
-    def _extract(self, history: Sequence[str]) -> Interests:
+    def _extract(self, history: History) -> Interests:
         numbers = torch.tensor([self._known(history)])
         with torch.inference_mode():
             return self.backbone(numbers[:, -self.config.data.max_len :])
@@ -296,7 +315,7 @@ class Recommender:
         with torch.inference_mode():
             return self.backbone(padded).vectors.float()
 
-    def _known(self, history: Sequence[str]) -> list[int]:
+    def _known(self, history: History) -> list[int]:
         """Numbers of the items of a history that may be neither empty nor have unknown items."""
         numbers, _ = self.numbers(history, "error")
         if not numbers:
@@ -304,30 +323,28 @@ class Recommender:
         return numbers
 
     def numbers(
-        self, history: Sequence[str], unknown: Literal["skip", "error"] = "skip", subject: str = "history"
+        self, history: History, unknown: Literal["skip", "error"] = "skip", subject: str = "history"
     ) -> tuple[list[int], int]:
-        """Numbers of the known items of a history, and how many unknown ones were left out.
+        """Numbers of the known items of a history, and how many unknown ones were left out; missing ids are unknown.
 
         Raises:
-            DataError: the history is no list, or has an unknown item and `unknown` is `error`.
+            DataError: the history is no list of ids (see `eimf.serving.ids`), or has an unknown item and `unknown` is
+                `error`.
         """
-        if isinstance(history, str):
-            raise DataError(
-                f"history: must be a list of item ids, oldest first, is the text {history!r}; give [{history!r}]."
-            )
-        numbers = [self._number[item] for item in history if item in self._number]
-        if unknown == "error" and len(numbers) < len(history):
-            missing = [item for item in history if item not in self._number]
+        ids = item_ids(history, subject)
+        numbers = [self._number[item] for item in ids if item in self._number]
+        if unknown == "error" and len(numbers) < len(ids):
+            missing = [item or "" for item in ids if item not in self._number]
             known = ", ".join(map(repr, self.items["item_id"].head(3)))
             raise DataError(
                 f"{subject}: {', '.join(map(repr, missing[:5]))} not in the catalogue of {len(self.items)} items that "
                 f"the model was trained on (its ids look like {known}); leave unknown items out."
             )
-        return numbers, len(history) - len(numbers)
+        return numbers, len(ids) - len(numbers)
 
     def recommend(
         self,
-        history: Sequence[str],
+        history: History,
         n: int = 10,
         *,
         filter_seen: bool | None = None,
@@ -353,7 +370,7 @@ class Recommender:
 
     def recommend_by_interest(
         self,
-        history: Sequence[str],
+        history: History,
         n: int = 10,
         *,
         filter_seen: bool | None = None,
@@ -371,7 +388,7 @@ class Recommender:
         options = ListOptions(n, filter_seen, allow, deny, by_interest=True, unknown=unknown, words=words)
         return self.answer([history], options)[0]
 
-    def answer(self, histories: Sequence[Sequence[str]], options: ListOptions) -> list[list[Recommendations]]:
+    def answer(self, histories: Sequence[History], options: ListOptions) -> list[list[Recommendations]]:
         """Lists for many histories at once: for each, one merged list, or one for each interest.
 
         Raises:
@@ -474,15 +491,8 @@ class Recommender:
 
     def _allowed(self, options: ListOptions) -> Bool[Tensor, " I_plus_1"] | None:
         """The items that the options allow; the last few masks are kept."""
-        key, masks = filter_key(options.allow, options.deny), self._masks
-        try:
-            return masks[key]
-        except KeyError:
-            mask = allowed_items(self.items, options.allow, options.deny)
-        if len(masks) >= _MASKS_KEPT:
-            self._masks = masks = {}  # another thread may still read the earlier ones
-        masks[key] = mask
-        return mask
+        key = filter_key(options.allow, options.deny)
+        return self._masks.get(key, lambda: allowed_items(self.items, options.allow, options.deny))
 
     def _popular(self, n: int, allowed: Bool[Tensor, " I_plus_1"] | None) -> tuple[Tensor, Tensor]:
         """The n most popular items of the training data, and their counts; 0 and -inf where there are no more."""
@@ -501,7 +511,7 @@ class Recommender:
         return torch.nn.functional.pad(items, (0, short)), torch.nn.functional.pad(best, (0, short), value=NEVER)
 
     def similar_items(
-        self, item_id: str, n: int = 10, *, allow: Conditions = None, deny: Conditions = None
+        self, item_id: str | int, n: int = 10, *, allow: Conditions = None, deny: Conditions = None
     ) -> Recommendations:
         """The n items whose vectors have the largest cosine with that of an item, which is left out. Exact.
 
@@ -513,7 +523,7 @@ class Recommender:
         model = copy.copy(self)  # items may be added meanwhile
         return model._similar(item_id, options)
 
-    def _similar(self, item_id: str, options: ListOptions) -> Recommendations:
+    def _similar(self, item_id: str | int, options: ListOptions) -> Recommendations:
         allowed = self._allowed(options)
         row = self.numbers([item_id], "error", "item_id")[0][0] - 1
         cosines = self._similarities(row)
@@ -536,8 +546,7 @@ class Recommender:
             with torch.inference_mode():
                 scores = self.backbone(torch.tensor([[row + 1]])).vectors[0, 0, 1:].float()
             return scores.clone()  # outside of inference mode, so that it may be changed
-        lengths = self._lengths if self._lengths is not None else np.linalg.norm(vectors, axis=1).clip(1e-12)
-        self._lengths = lengths
+        lengths = self._lengths.get((), lambda: np.linalg.norm(vectors, axis=1).clip(1e-12))
         return torch.from_numpy(vectors @ vectors[row] / (lengths * lengths[row]))
 
     def _named(self, ranked: Retrieved, row: int) -> list[Recommendation]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from eimf.core.errors import ConfigError, DataError
 from eimf.data.text import item_texts, open_encoder
 from eimf.runs.text_map import TextMap
+from eimf.serving.ids import id_text, python_value
 
 VECTOR = "vector"
 """Field of a new item with its own vector, for maps of own vectors (`text.vectors`)."""
@@ -121,34 +122,26 @@ def read_new_items(
     """Rows of new items in the columns of the catalogue, numbered after its items, and their own vectors.
 
     Args:
-        items: `item_id`, `title`, and optionally `categories` (a list), `brand`, `vector`, and other columns of the
-            catalogue.
+        items: `item_id`, `title`, and optionally `categories` (a list, or a text with `|` between them), `brand`,
+            `vector`, and other columns of the catalogue.
         own_vectors: whether each needs a `vector`; if false, each needs a title.
 
     Raises:
         DataError: a field is missing, unknown or of the wrong type, or an id is repeated or in the catalogue.
     """
-    rows = items.to_dicts() if isinstance(items, polars.DataFrame) else [*items]
+    given = items.to_dicts() if isinstance(items, polars.DataFrame) else [*items]
     columns = [name for name in catalogue.columns if name not in ("item_idx", "count")]
-    needed = VECTOR if own_vectors else "title"
+    rows = [_read_new_item(row, columns, own_vectors) for row in given]
+    seen = set(catalogue["item_id"].filter(catalogue["item_id"].is_in([row["item_id"] for row in rows])))
     for row in rows:
-        if not isinstance(row, Mapping) or not isinstance(row.get("item_id"), str) or not row["item_id"]:
-            raise DataError(f"items: each must be a mapping with an 'item_id', one is {str(row)[:100]}; give its id.")
-        name = f"items: {row['item_id']!r}"
-        if unknown := [key for key in row if key not in (*columns, VECTOR)]:
-            raise DataError(f"{name}: has the field {unknown[0]!r}; it may have {', '.join([*columns, VECTOR])}.")
-        if VECTOR in row and not own_vectors:
-            raise DataError(f"{name}: has a vector, but this run's text map is of titles; leave it out.")
-        if row.get(needed) is None or (needed == "title" and not str(row["title"]).strip()):
-            raise DataError(f"{name}: needs a {needed}, from which its item vector is made; give it.")
-    ids = [row["item_id"] for row in rows]
-    known = set(catalogue["item_id"].filter(catalogue["item_id"].is_in(ids)))
-    if twice := [one for place, one in enumerate(ids) if one in known or one in ids[:place]]:
-        raise DataError(f"items: {twice[0]!r} is in the catalogue already; leave it out.")
-    defaults: dict[str, Any] = {"title": "", "categories": []}
+        if row["item_id"] in seen:
+            raise DataError(
+                f"items: {row['item_id']!r} is in the catalogue already, or twice in the call; leave it out."
+            )
+        seen.add(row["item_id"])
     try:
         table = polars.DataFrame(
-            {name: [row.get(name, defaults.get(name)) for row in rows] for name in columns},
+            {name: [row.get(name) for row in rows] for name in columns},
             schema_overrides={name: catalogue.schema[name] for name in columns},
         )
         vectors = np.array([row[VECTOR] for row in rows], np.float32) if own_vectors else None
@@ -164,3 +157,35 @@ def read_new_items(
     if "count" in catalogue.columns:
         table = table.with_columns(polars.lit(0, dtype=catalogue.schema["count"]).alias("count"))
     return table.select(catalogue.columns), vectors
+
+
+def _read_new_item(row: Any, columns: Sequence[str], own_vectors: bool) -> dict[str, Any]:
+    """The fields of a new item, checked: its id as a text, its categories as a list.
+
+    Raises:
+        DataError: see `read_new_items`.
+    """
+    item_id = id_text(row.get("item_id"), "items: item_id") if isinstance(row, Mapping) else None
+    if item_id is None:
+        raise DataError(f"items: each must be a mapping with an 'item_id', one is {str(row)[:100]}; give its id.")
+    name = f"items: {item_id!r}"
+    if unknown := [key for key in row if key not in (*columns, VECTOR)]:
+        raise DataError(f"{name}: has the field {unknown[0]!r}; it may have {', '.join([*columns, VECTOR])}.")
+    if VECTOR in row and not own_vectors:
+        raise DataError(f"{name}: has a vector, but this run's text map is of titles; leave it out.")
+    for field in ("title", "brand"):
+        if not isinstance(row.get(field), str | None):
+            raise DataError(f"{name}: {field} must be a text, is {repr(row[field])[:80]}; give a text.")
+    needed = VECTOR if own_vectors else "title"
+    if row.get(needed) is None or (needed == "title" and not row["title"].strip()):
+        raise DataError(f"{name}: needs a {needed}, from which its item vector is made; give it.")
+    categories = row.get("categories")
+    if isinstance(categories, str):  # as in the table of items of a data set
+        categories = [part.strip() for part in categories.split("|") if part.strip()]
+    categories = [] if categories is None else python_value(categories)
+    if not isinstance(categories, list | tuple) or not all(isinstance(one, str) for one in categories):
+        raise DataError(
+            f"{name}: categories must be a list of texts, or a text with '|' between them, is "
+            f"{repr(categories)[:80]}; give such ones."
+        )
+    return {**row, "item_id": item_id, "title": row.get("title") or "", "categories": list(categories)}

@@ -180,7 +180,7 @@ def _clean_ids(column: str, raw: polars.Series, numbers: np.ndarray, repairs: di
         f"{column}s that differed from another one by outer spaces only",
         raw.n_unique() - stripped.n_unique(),
     )
-    plain = _without_point(stripped)
+    plain = without_point(stripped)
     if plain is not stripped:
         _count(repairs, f"{column}s written with a point (7.0 is read as 7)", int((plain != stripped).sum()))
     cleaned = Numbering()
@@ -188,7 +188,7 @@ def _clean_ids(column: str, raw: polars.Series, numbers: np.ndarray, repairs: di
     return _Ids(cleaned.texts, new_numbers[numbers] if len(cleaned) < len(raw) else numbers)
 
 
-def _without_point(ids: polars.Series) -> polars.Series:
+def without_point(ids: polars.Series) -> polars.Series:
     """Writes ids such as 7.0 as 7, if all ids are whole numbers: tables with gaps are often saved with floats."""
     known = ids.filter(ids.is_not_null() & (ids != ""))
     if known.str.contains(r"^-?\d+\.0+$").any() and known.str.contains(r"^-?\d+(?:\.0+)?$").all():
@@ -202,7 +202,7 @@ def clean_items(rows: polars.DataFrame, repairs: dict[str, int]) -> polars.DataF
         if name not in rows.columns:
             rows = rows.with_columns(polars.lit(None, dtype=kind).alias(name))
     rows = rows.select(list(ITEM_SCHEMA))
-    rows = rows.with_columns(_without_point(id_texts(rows["item_id"], "items: item_id").str.strip_chars()))
+    rows = rows.with_columns(without_point(id_texts(rows["item_id"], "items: item_id").str.strip_chars()))
     for name in ("title", "brand"):
         rows = rows.with_columns(_plain_text(rows[name], f"items: {name}"))
     rows = rows.with_columns(_category_lists(rows["categories"]))
