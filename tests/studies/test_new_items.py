@@ -1,6 +1,7 @@
 """The study of items that a run was not trained on."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -24,7 +25,7 @@ def test_removed_items_reach_no_training_and_are_asked_about_after_the_context(t
     assert set(later["item_id"]) <= removed
     assert len(rows) + len(later) == len(tiny.sequences.items)
 
-    files = {kind: str(tmp_path / f"{kind}.parquet") for kind in ("interactions", "items")}
+    files: dict[str, Any] = {kind: str(tmp_path / f"{kind}.parquet") for kind in ("interactions", "items")}
     data = prepare(TableConfig(name="reduced", source="table", user_min=1, item_min=1, **files), tmp_path / "data")
     held = split_sequences(data.sequences, SplitConfig(kind="user")).test
     questions = read_questions(data, held, later)

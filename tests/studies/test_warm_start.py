@@ -1,6 +1,7 @@
 """The study of what a start from an earlier run saves."""
 
 from pathlib import Path
+from typing import Any
 
 import polars
 import pytest
@@ -14,7 +15,7 @@ from eimf.studies.warm_start import compare_curves, cut_by_time
 
 
 def read(folder: Path, prefix: str) -> Prepared:
-    files = {kind: str(folder / f"{prefix}{kind}.parquet") for kind in ("interactions", "items")}
+    files: dict[str, Any] = {kind: str(folder / f"{prefix}{kind}.parquet") for kind in ("interactions", "items")}
     return prepare(TableConfig(name=f"cut{prefix}", source="table", user_min=1, item_min=1, **files), folder / "data")
 
 
