@@ -8,6 +8,7 @@ A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -
 significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
 `<!-- table: NAME groups only: VARIANT ... -->` the lifts by groups of users in `docs/results/NAME-groups.csv`, and
 `<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote, and
+`<!-- table: new-SHOP,new-SHOP new -->` that of `python -m eimf.studies.new_items`, and
 `<!-- table: warm-SHOP,warm-SHOP warm -->` the epochs that `python -m eimf.studies.warm_start` counted.
 """
 
@@ -106,6 +107,20 @@ def words(shops: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def new_items(shops: dict[str, dict[str, Any]]) -> str:
+    """Markdown of what `python -m eimf.studies.new_items` wrote about several shops."""
+    n = next(iter(shops.values()))["n"]
+    lines = [
+        f"| recall@{n} of new items, all items listed | " + " | ".join(shops) + " |",
+        "| --- |" + " ---: |" * len(shops),
+    ]
+    for name in next(iter(shops.values()))["recall"]:
+        row = [f"{shop['recall'][name]['test']['all items']:.3f}" for shop in shops.values()]
+        lines.append(f"| {name} | " + " | ".join(row) + " |")
+    lines.append("| *test users* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
+    return "\n".join(lines)
+
+
 def warm(shops: dict[str, dict[str, Any]]) -> str:
     """Markdown of what `python -m eimf.studies.warm_start` wrote about several shops."""
     lines = [
@@ -142,6 +157,8 @@ def fill(text: str) -> str:
             made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), files[name].get("labels", {}))
         elif metrics == ["words"]:
             made = words({one.removeprefix("words-").replace("_", " "): found for one, found in files.items()})
+        elif metrics == ["new"]:
+            made = new_items({one.removeprefix("new-").replace("_", " "): found for one, found in files.items()})
         elif metrics == ["warm"]:
             made = warm({one.removeprefix("warm-").replace("_", " "): found for one, found in files.items()})
         else:

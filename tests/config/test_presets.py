@@ -23,7 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", names_in("presets"))
 def test_a_preset_sets_what_its_file_says(name: str) -> None:
     assert names_in("presets")
-    found, default = to_dict(load(None, [f"presets={name}"])), to_dict(load(None))
+    of_model = [f"backbone={model}"] if (model := name.partition("_published")[0]) != name else []
+    found, default = (to_dict(load(None, [*of_model, *more])) for more in ([f"presets={name}"], []))
     for section, values in read_yaml(f"experiments/presets/{name}.yaml").items():
         for key, value in values.items():
             assert found[section].pop(key) == value

@@ -10,7 +10,6 @@ FIXED: dict[str, Any] = {
     "trainer.min_epochs": 1,
     "trainer.validate_every": 1,
     "backbone.hidden_ratio": 4,
-    "backbone.logit_std": 1.0,
     "backbone.routing_seed": 0,
     "eimf.samples_per_step": 32,
     "eimf.propagate_least": 0.0,
