@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on a free local port that misbehaves as told."""
+"""An OpenAI-compatible endpoint on a free local port that fails as a test asks it to."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def completion(content: Any, **message: Any) -> Answer:
     return Answer(body=json.dumps(head | {"choices": [choice], "usage": usage}))
 
 
-def failure(status: int, message: str = "told to", headers: tuple[tuple[str, str], ...] = (), **error: Any) -> Answer:
+def failure(status: int, message: str = "asked to", headers: tuple[tuple[str, str], ...] = (), **error: Any) -> Answer:
     """An error in OpenAI's form."""
     return Answer(status, json.dumps({"error": {"message": message} | error}), headers)
 

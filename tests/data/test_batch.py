@@ -100,7 +100,7 @@ def test_same_seed_and_epoch_same_batches() -> None:
 
 
 class Labels:
-    """Labelled samples at every third step, drawn at random."""
+    """Labelled samples at every third step, sampled at random."""
 
     def is_on(self, epoch: int, step: int) -> bool:
         return (epoch + step) % 3 == 0

@@ -281,17 +281,17 @@ def test_labelling_from_the_command_line(
     common = [*TINY, f"data.root={data_root}", "typical.budget=5", "typical.min_history=3", f"eimf.labels={cache}"]
 
     def run(url: str, *more: str) -> str:
-        told = ["llm.model=m", f"llm.base_url={url}", "llm.attempts=1", *more]
-        assert main(["label", "run", *common, *told]) == 0
+        settings = ["llm.model=m", f"llm.base_url={url}", "llm.attempts=1", *more]
+        assert main(["label", "run", *common, *settings]) == 0
         said = capsys.readouterr()
         assert key not in said.out + said.err
         return said.out
 
     with serve(sequence(completion(GOOD), completion("no"), failure(500, f"saw {key}"), completion(GOOD))) as server:
         assert "calls      5 (0 more are in the cache)" in run(server.url, "--dry-run")
-        told = run(server.url)
-        assert "ok 3 invalid 1 refused 0 failed 1" in told
-        assert "status 500: saw ***" in told
+        said = run(server.url)
+        assert "ok 3 invalid 1 refused 0 failed 1" in said
+        assert "status 500: saw ***" in said
         assert len(server.bodies) == 5
         assert "calls      1 (4 more are in the cache)" in run(server.url, "--dry-run")  # what failed is asked again
         assert "calls      2 (3 more are in the cache)" in run(server.url, "--dry-run", "--retry")
@@ -385,11 +385,11 @@ def test_label_commands(
         return captured.err if status else captured.out
 
     assert "no labels yet; make some with eimf label run" in out("stats", status=2)
-    told = out("run", "--dry-run")
-    assert "coverage by budget" in told
+    said = out("run", "--dry-run")
+    assert "coverage by budget" in said
     trained = train(tiny_config(data_root, tmp_path / "backbone"))
     behaviour = ["typical.represent=both", f"typical.run={trained.folder}"]
-    assert out("run", "--dry-run", *behaviour) != told
+    assert out("run", "--dry-run", *behaviour) != said
     assert "another split" in out("run", "--dry-run", *behaviour, "split.seed=5", status=2)
     six = [f"typical.budget_share={6 / len(trained_users(data_root))}"]
     assert "llm.model: is empty" in out("run", status=2)

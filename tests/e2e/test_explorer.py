@@ -113,7 +113,7 @@ def test_answers_and_errors(client: TestClient, explorer: Explorer) -> None:
     items = movable(explorer).history
     calm, wide = (client.get("/api/look", params={"item": items, "diversity": d}).json() for d in (0, 1))
     assert calm["runs"][0]["merged"] != wide["runs"][0]["merged"]
-    for query, told in (
+    for query, said in (
         ({"user": "nobody"}, "'nobody' is not among"),
         ({"item": "none"}, "not in the catalogue"),
         ({}, "history: is empty"),
@@ -123,7 +123,7 @@ def test_answers_and_errors(client: TestClient, explorer: Explorer) -> None:
     ):
         reply = client.get("/api/look", params=query)
         assert reply.status_code == 400
-        assert told in reply.json()["error"]
+        assert said in reply.json()["error"]
     assert client.get("/nowhere").json() == {"error": "Not Found"}
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
     for reply in (client.get("/nowhere"), client.get("/api/about"), client.get("/", headers={"host": "evil.example"})):

@@ -112,8 +112,8 @@ def test_shared_interests_keep_every_rule(tiny: Prepared) -> None:
     """Receivers are unlabelled training users; the words come from training labels; no item of theirs is from the
     future; nothing predicts an item that it was made from."""
     parts = split_sequences(tiny.sequences, SplitConfig(kind="user"))
-    told = supervised(tiny, parts.train)
-    some = take_rows(told, 20)
+    labelled = supervised(tiny, parts.train)
+    some = take_rows(labelled, 20)
     random = np.random.default_rng(0)
     items = random.normal(size=(tiny.n_items + 1, 8)).astype(np.float32)
     flat = tiny.sequences.items
@@ -163,10 +163,12 @@ def test_every_so_many_batches_have_samples_of_labelled_users(tiny: Prepared, ev
     options = {"max_len": 5, "batch_size": 16, "sampling": "every_position"}
     made = supervised(tiny, parts.train)
     labels = LabelledSampler(items, parts.train, made, size=4, every=every, max_len=5, only_after=False)
-    told = list(TrainingBatches(items, parts.train, **options, labels=labels))
+    supplied = list(TrainingBatches(items, parts.train, **options, labels=labels))
     tasks = ExplicitTasks(made, 8, prediction="none", every=every)
-    assert [one.labelled is not None for one in told] == [bool(tasks.weights_at(0, n)) for n in range(len(told))]
-    for one, plain in zip(told, TrainingBatches(items, parts.train, **options), strict=True):
+    assert [one.labelled is not None for one in supplied] == [
+        bool(tasks.weights_at(0, n)) for n in range(len(supplied))
+    ]
+    for one, plain in zip(supplied, TrainingBatches(items, parts.train, **options), strict=True):
         assert torch.equal(one.history, plain.history)
 
 
@@ -199,8 +201,8 @@ def test_sampling_follows_the_weights(tiny: Prepared) -> None:
     made = replace(made, weight=torch.tensor([1.0, 0.5, 0.0]))
     items = torch.tensor(tiny.sequences.items, dtype=torch.long)
     sampler = LabelledSampler(items, parts.train, made, size=6000, max_len=5, only_after=False)
-    drawn = sampler.sample(torch.Generator().manual_seed(0)).user_idx
-    shares = [(drawn == user).double().mean().item() for user in made.user_idx]
+    sampled = sampler.sample(torch.Generator().manual_seed(0)).user_idx
+    shares = [(sampled == user).double().mean().item() for user in made.user_idx]
     assert shares == pytest.approx([2 / 3, 1 / 3, 0], abs=0.02)
 
 
@@ -228,7 +230,7 @@ def test_mixed_groups_stay_with_their_user_and_in_number(tiny: Prepared) -> None
 
 
 def test_controls_supervise_as_many_positions(tiny: Prepared) -> None:
-    """The words of others, or items dealt out at random, must not come with fewer positions or groups."""
+    """The words of others, or items assigned at random, must not come with fewer positions or groups."""
     made = supervised(tiny, split_sequences(tiny.sequences, SplitConfig(kind="loo")).train)
     row, target = torch.arange(len(made)), made.seen_end
     known, others = (one.shown_by(row, target, 10) for one in (made, shuffled(mixed_groups(made, 0), 0)))

@@ -177,9 +177,9 @@ def test_next_interest_is_the_cross_entropy_of_what_the_target_is_linked_to() ->
     words, expected = made.adapter(links.vectors).detach(), 0.0
     for row, item in enumerate(target.tolist()):
         scores = interests.vectors[row] @ backbone.item_vectors(target)[row]
-        told = (words @ interests.vectors[row, scores.argmax()].detach()).log_softmax(dim=0)
+        log_share = (words @ interests.vectors[row, scores.argmax()].detach()).log_softmax(dim=0)
         for one, share in zip(links.interest[item], links.share[item], strict=True):
-            expected -= float(share * told[one]) / 4
+            expected -= float(share * log_share[one]) / 4
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert backbone.item_embedding.weight.grad is not None

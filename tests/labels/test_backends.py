@@ -110,7 +110,7 @@ def test_a_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
-        (failure(500), "status 500: told to"),
+        (failure(500), "status 500: asked to"),
         (failure(429), "status 429"),
         (Answer(503, "<html>busy</html>", kind="text/html"), "status 503"),
         (Answer(200, "<html>hello</html>", kind="text/html"), "not a chat completion"),

@@ -97,9 +97,9 @@ def test_log_q_removes_the_samplers_bias() -> None:
     user, items, target = torch.randn(4, 3), torch.randn(9, 3), torch.tensor([1, 3, 5, 8])
     sampler = NegativeSampler("frequency")
     sampler.observe(counts)
-    drawn, log_q = sampler.sample(400_000, 8, CPU), sampler.log_probabilities(8, CPU)
+    sampled, log_q = sampler.sample(400_000, 8, CPU), sampler.log_probabilities(8, CPU)
     assert log_q is not None
-    log_mean = torch.logsumexp(user @ items[drawn].T - log_q[drawn], dim=1) - math.log(len(drawn))
+    log_mean = torch.logsumexp(user @ items[sampled].T - log_q[sampled], dim=1) - math.log(len(sampled))
     torch.testing.assert_close(log_mean, torch.logsumexp(user @ items[1:].T, dim=1), atol=0.02, rtol=0.02)
     assert target.shape == (4,)
 
@@ -109,14 +109,14 @@ def test_samplers_draw_what_they_say_and_never_padding(kind) -> None:
     torch.manual_seed(0)
     sampler = NegativeSampler(kind)
     sampler.observe(torch.tensor([99, 40, 20, 10, 5, 0]))
-    drawn, log_q = sampler.sample(200_000, 5, CPU), sampler.log_probabilities(5, CPU)
+    sampled, log_q = sampler.sample(200_000, 5, CPU), sampler.log_probabilities(5, CPU)
     if kind == "uniform":  # a constant cancels
         assert log_q is None
         log_q = torch.full((6,), -math.log(5))
     assert log_q is not None
-    assert drawn.min() >= 1
-    assert drawn.max() <= 5
-    share = torch.bincount(drawn, minlength=6)[1:] / len(drawn)
+    assert sampled.min() >= 1
+    assert sampled.max() <= 5
+    share = torch.bincount(sampled, minlength=6)[1:] / len(sampled)
     torch.testing.assert_close(share, log_q[1:].exp(), atol=5e-3, rtol=0.05)
     assert log_q[1:].exp().sum().item() == pytest.approx(1, abs=1e-5)
 

@@ -89,8 +89,8 @@ def any_labels(draw: st.DrawFn) -> tuple[Any, list[Label]]:
     """Users who buy some items again and again, and labels made from any part of their histories, held out or not."""
     lengths = draw(st.lists(st.integers(1, 9), min_size=6, max_size=12))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    drawn = draw(st.lists(st.integers(1, 5), min_size=int(offsets[-1]), max_size=int(offsets[-1])))
-    items = np.array(drawn, dtype=np.int32)
+    chosen = draw(st.lists(st.integers(1, 5), min_size=int(offsets[-1]), max_size=int(offsets[-1])))
+    items = np.array(chosen, dtype=np.int32)
     times = np.concatenate([np.arange(one) for one in lengths])
     labels = []
     for user, (a, b) in enumerate(pairwise(offsets)):

@@ -93,7 +93,7 @@ def test_the_same_data_and_data_that_grew_are_accepted(rows: list[Row]) -> None:
         return
     record = trained_on(before, split, "loo")
     assert record is not None
-    check_held_out("run", record, before, split, "loo")  # equal interactions are told apart by their number
+    check_held_out("run", record, before, split, "loo")  # equal interactions differ by their number
     enough = {user for user in "abc" if sum(row[0] == user for row in rows) >= 3}
     today, split_today, *_ = parts([row for row in grown if row[0] in enough], "loo")
     check_held_out("run", record, today, split_today, "loo")

@@ -27,7 +27,7 @@ class MultiInterestConfig(BackboneConfig):
     """K (4 in ComiRec, and in its comparison with MIND)."""
     shared: float = option(0.0, low=0.0)
     """Beyond the papers: weight of the mean of a user's interests, which is added to each of them. So every interest
-    also knows what the whole history says, and they compete for an item with scores of one scale."""
+    depends on the whole history, and the scores of a user's interests have similar scales."""
     dropout: float = option(0.0, low=0.0, high=0.95)
     """Dropout of the history's item vectors (none in the papers)."""
 

@@ -236,7 +236,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     if options.user is None and options.history is None and not options.words:
-        raise ConfigError("eimf recommend: knows nothing of the user; give --history, --user or --words.")
+        raise ConfigError("eimf recommend: needs a user; give --history, --user or --words.")
     model = _load(options)
     wanted = replace(list_options(options, model), words=options.words)
     if options.user is not None:
