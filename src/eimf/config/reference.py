@@ -20,7 +20,7 @@ experiment, with the file or argument that set each. This page is made from the 
 
 Layers, later ones win: the data set's YAML, the backbone's YAML, the experiment's YAML, `key=value`. A layer may name
 presets (`presets: [small_shop]`, files of `experiments/presets`); their values lie directly below its own. Values with
-`${` are refused. A setting without effect together with another one is refused.
+`${` are refused. Many settings that have no effect together with another one are refused.
 """
 
 
