@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from eimf.config.load import load as load_config
 from eimf.core.errors import LabelError, run_main
@@ -25,7 +26,7 @@ from eimf.labels.source import read_labels
 from eimf.runs.provenance import machine
 
 COUNTS = (40, 80, 160, 320, 640, 1280)
-REPEATS = 5
+REPEATS = 3
 """Seeded parts of the labels, and seeds of the clustering."""
 
 
@@ -59,18 +60,25 @@ def measure(
     training = {prepared.user_ids[int(user)] for user in split.train.user_idx}
     known = [label for label in read_labels(labels) if label.user_id in training]
 
-    def by_words(size: int, seed: int) -> Prototypes:
+    def evidence(size: int, seed: int) -> Float[np.ndarray, "I_plus_1 D"]:
+        """What a seeded part of the labels says about each item."""
         chosen = np.random.default_rng(seed).permutation(len(known))[:size]
         part = [known[place] for place in sorted(chosen)]
         supervision = load_supervision(
             part, prepared, split.train, config.eimf, encoder=config.text.encoder, root=config.data.root
         )
-        return find_prototypes(item_words(supervision, titles), count, seed)
+        return item_words(supervision, titles)
 
-    sizes = [size for size in counts if size < len(known)] + [len(known)]
-    words = {size: [agreement_of(by_words(size, seed), groups) for seed in range(REPEATS)] for size in sizes}
+    words = {
+        size: [agreement_of(find_prototypes(evidence(size, seed), count, seed), groups) for seed in range(REPEATS)]
+        for size in counts
+        if size < len(known)
+    }
+    all_words = evidence(len(known), 0)
+    whole = [find_prototypes(all_words, count, seed) for seed in range(REPEATS)]
+    words[len(known)] = [agreement_of(prototypes, groups) for prototypes in whole]
     by_titles = [agreement_of(find_prototypes(titles, count, seed), groups) for seed in range(REPEATS)]
-    shuffled = [agreement_of(shuffled_prototypes(by_words(len(known), seed), seed), groups) for seed in range(REPEATS)]
+    shuffled = [agreement_of(shuffled_prototypes(one, seed), groups) for seed, one in enumerate(whole)]
     return {
         "dataset": config.dataset.name,
         "prototypes": count,
