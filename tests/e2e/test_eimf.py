@@ -163,7 +163,7 @@ def test_agreement_with_labels_of_held_out_users(data_root: Path, tmp_path: Path
 
 
 def test_missing_labels_of_held_out_users_are_said_before_training(data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match=r"none\.jsonl: no labels yet"):
+    with pytest.raises(LabelError, match=r"none\.jsonl: no such file"):
         train(tiny_config(data_root, tmp_path, f"eval.labels={tmp_path}/none.jsonl"))
     assert not (tmp_path / "demo-comirec_sa").exists()
 

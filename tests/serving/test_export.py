@@ -196,7 +196,7 @@ def test_what_cannot_be_exported(model: Recommender, tmp_path: Path, monkeypatch
     find = module.find_spec
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(
-        ConfigError, match=r"onnxscript is not installed; pip install 'eimf\[export\]', or use --no-onnx"
+        ConfigError, match=r"onnxscript must be installed for ONNX; pip install 'eimf\[export\]', or use --no-onnx"
     ):
         export(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()

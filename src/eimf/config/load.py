@@ -280,7 +280,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Values:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         choices = [str(p) for folder in experiments_folders() for p in sorted(folder.rglob("*.yaml"))]
-        raise ConfigError(f"{path}: no such experiment file{nearest(str(path), choices)}.") from None
+        raise ConfigError(
+            f"{path}: no such experiment file{nearest(str(path), choices)}; correct the path, or name a "
+            "data set with --dataset NAME."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}.") from None
     except Exception as error:  # PyYAML and OmegaConf have no common base class

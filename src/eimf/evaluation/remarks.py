@@ -20,8 +20,8 @@ def describe_interests(summary: Mapping[str, float]) -> tuple[str, ...]:
         shared = f", and their lists share {overlap:.0%} of their items" if overlap is not None else ""
         found.append(
             f"The interests of a user are nearly one: mean cosine {cosine:.2f}{shared}. The model works like one of a "
-            "single interest; compare it with backbone.n_interests=1. A smaller loss.routing_weight, or the preset "
-            "prototypes, may separate them."
+            "single interest; compare it with backbone.n_interests=1. Prototypes (eimf.prototypes=text needs no "
+            "labels), or a smaller loss.routing_weight where it is above 0, may separate them."
         )
     shares = [value for key, value in summary.items() if key.startswith("hit_share")]
     if len(shares) > 1 and max(shares) > ONE_FOR_ALL:

@@ -16,7 +16,7 @@ import torch
 from eimf.config.components import BACKBONES, LOSSES, METRICS, SOURCES, TASKS
 from eimf.config.load import to_dict
 from eimf.config.schema import Config
-from eimf.core.errors import ConfigError
+from eimf.core.errors import ConfigError, LabelError
 from eimf.core.files import sha256_file, sha256_json
 from eimf.core.version import VERSION
 from eimf.labels.jsonl import to_line
@@ -76,6 +76,8 @@ def input_digests(config: Config) -> dict[str, str]:
             raise ConfigError(f"{key}: {path} is not a file; give the path of an existing one.")
     digests = {key: sha256_file(path) for key, path in paths.items()} | outside_digests(config)
     if config.eval.labels:
+        if not Path(config.eval.labels).is_file():
+            raise LabelError(f"eval.labels: {config.eval.labels}: no such file; correct its path.")
         digests["eval.labels"] = digest_of(read_labels(config.eval.labels))
     return digests
 

@@ -76,7 +76,7 @@ def export(model: Recommender, to: Path, onnx: bool = True, program: bool = True
         raise ConfigError(f"{to}: exists; name a new folder.")
     if onnx and (missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]):
         raise ConfigError(
-            f"export: {', '.join(missing)} is not installed; pip install 'eimf[export]', or use --no-onnx."
+            f"export: {', '.join(missing)} must be installed for ONNX; pip install 'eimf[export]', or use --no-onnx."
         )
     vectors = model.item_vectors()
     if vectors.shape[1] == 0:
