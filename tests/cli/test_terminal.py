@@ -104,6 +104,9 @@ def test_other_hints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     with pytest.raises(SystemExit):
         main(["train", "--epochs", "3"])
     assert "did you mean trainer.max_epochs=3?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--dry-run"])
+    assert "did you mean" not in capsys.readouterr().err  # there is no such setting
     assert main(["compare", "backbone"]) == 2
     assert "no such suite (did you mean 'backbones'?)" in capsys.readouterr().err
     given = [*TINY, f"data.root={tmp_path}/data", f"logger.root={tmp_path}/logs", f"eimf.labels={tmp_path}/none.db"]

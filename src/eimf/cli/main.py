@@ -53,6 +53,12 @@ def _as_setting(option: str, given: Sequence[str]) -> str:
     after = [text for before, text in pairwise(given) if before == option][:1]
     shown = value if equals else after[0] if after and not after[0].startswith("-") else "VALUE"
     setting = name[2:].replace("-", "_")
+    from eimf.config.load import load, to_dict
+
+    sections = to_dict(load(None))
+    known = {*sections, *OTHER_NAMES, *(key for part in sections.values() if isinstance(part, dict) for key in part)}
+    if setting not in known:
+        return ""
     return f" (settings have no dashes: did you mean {OTHER_NAMES.get(setting, setting)}={shown}?)"
 
 

@@ -149,6 +149,11 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: missing, damaged, or not written by EIMF.
     """
     if not path.is_file():
+        if not path.parent.parent.is_dir():
+            raise ArtifactError(
+                f"{path.parent.parent}: no such folder{_near(path)}; give the folder of a finished run, such as "
+                ".../version_0."
+            )
         raise ArtifactError(
             f"{path}: no such checkpoint{_near(path)}; give the folder of a finished run, such as .../version_0."
         )
