@@ -16,6 +16,7 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,25 +100,23 @@ def latencies(found: dict[str, Any]) -> str:
 
 def words(shops: dict[str, dict[str, Any]]) -> str:
     """Markdown of what `python -m eimf.studies.words` wrote about several shops."""
-    lines = ["| recall@50 of test users | " + " | ".join(shops) + " |", "| --- |" + " ---: |" * len(shops)]
-    for name in next(iter(shops.values()))["recall"]:
-        row = [f"{shop['recall'][name]['test']:.3f}" for shop in shops.values()]
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    lines.append("| *users* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
-    return "\n".join(lines)
+    return recalls("recall@50 of test users", "users", shops, lambda recall: recall["test"])
 
 
 def new_items(shops: dict[str, dict[str, Any]]) -> str:
     """Markdown of what `python -m eimf.studies.new_items` wrote about several shops."""
-    n = next(iter(shops.values()))["n"]
-    lines = [
-        f"| recall@{n} of new items, all items listed | " + " | ".join(shops) + " |",
-        "| --- |" + " ---: |" * len(shops),
-    ]
+    head = f"recall@{next(iter(shops.values()))['n']} of new items, all items listed"
+    return recalls(head, "test users", shops, lambda recall: recall["test"]["all items"])
+
+
+def recalls(head: str, users: str, shops: dict[str, dict[str, Any]], value: Callable[[Any], float]) -> str:
+    """Markdown of recall by method and shop, with the numbers of users in the last row."""
+    lines = [f"| {head} | " + " | ".join(shops) + " |", "| --- |" + " ---: |" * len(shops)]
     for name in next(iter(shops.values()))["recall"]:
-        row = [f"{shop['recall'][name]['test']['all items']:.3f}" for shop in shops.values()]
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    lines.append("| *test users* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{value(shop['recall'][name]):.3f}" for shop in shops.values()) + " |"
+        )
+    lines.append(f"| *{users}* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
     return "\n".join(lines)
 
 
@@ -139,6 +138,10 @@ def warm(shops: dict[str, dict[str, Any]]) -> str:
     )
 
 
+BY_SHOP = {"words": words, "new": new_items, "warm": warm}
+"""Tables of several shops, by the last word of their block; the files are called `<word>-<shop>.json`."""
+
+
 def on(machine: dict[str, Any]) -> str:
     """The machine that made a table."""
     return f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
@@ -155,12 +158,9 @@ def fill(text: str) -> str:
         }
         if metrics == ["groups"]:
             made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), files[name].get("labels", {}))
-        elif metrics == ["words"]:
-            made = words({one.removeprefix("words-").replace("_", " "): found for one, found in files.items()})
-        elif metrics == ["new"]:
-            made = new_items({one.removeprefix("new-").replace("_", " "): found for one, found in files.items()})
-        elif metrics == ["warm"]:
-            made = warm({one.removeprefix("warm-").replace("_", " "): found for one, found in files.items()})
+        elif len(metrics) == 1 and (kind := metrics[0]) in BY_SHOP:
+            shops = {one.removeprefix(f"{kind}-").replace("_", " "): found for one, found in files.items()}
+            made = BY_SHOP[kind](shops)
         else:
             made = latencies(files[name]) if metrics == ["latency"] else table(files[name], metrics, only.split())
         return f"{match[1]}{made}\n{match[3]}"

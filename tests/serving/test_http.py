@@ -377,15 +377,15 @@ def test_a_hangup_while_the_run_is_loaded_loads_it_again(run_folder: Path) -> No
     code = f"""
 import os, signal, pathlib
 from eimf.cli.main import show_log_lines
-from eimf.serving import http
+from eimf.serving import http, new_items
 
 def load(*arguments):
     global load
-    http.load = real
+    new_items.load = real
     os.kill(os.getpid(), signal.SIGHUP)
     return real(*arguments)
 
-real, http.load = http.load, load
+real, new_items.load = new_items.load, load
 show_log_lines()
 http.serve(pathlib.Path({str(run_folder)!r}), "127.0.0.1", 0)
 """
@@ -404,7 +404,7 @@ def test_a_reload_takes_the_newest_version_and_the_run_that_a_link_is_set_to(run
     runs = [tmp_path / "shop" / f"version_{number}" for number in (0, 1)]
     shutil.copytree(run_folder, runs[0])
     (tmp_path / "current").symlink_to(tmp_path / "shop")
-    service = Service(lambda: module._load(tmp_path / "current", None, None))
+    service = Service(lambda: module.load_with_tables(tmp_path / "current", None, None))
     client = TestClient(build_app(service), "http://127.0.0.1")
     assert client.get("/about").json()["run"] == str(runs[0].resolve())
     shutil.copytree(run_folder, runs[1])

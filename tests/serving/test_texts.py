@@ -19,7 +19,8 @@ from eimf.core.errors import ConfigError, DataError
 from eimf.evaluation.retrieval import ItemIndex
 from eimf.runs.folder import save_index
 from eimf.runs.text_map import make_text_map
-from eimf.serving.http import Service, _load, build_app
+from eimf.serving.http import Service, build_app
+from eimf.serving.new_items import load_with_tables
 from eimf.serving.recommender import ListOptions, Recommender, load
 from tests.conftest import hash_words, replace_items
 
@@ -352,7 +353,7 @@ def test_the_command_line_takes_new_items_of_a_table(
     arguments = ["--histories", str(histories), "--to", str(to), "--items", str(path), "--allow", "item_id=N2"]
     assert main(["predict", str(mapped), *arguments]) == 0
     assert polars.read_csv(to)["item_id"].to_list() == ["N2"]
-    assert _load(mapped, None, path).knows("N2")  # what `eimf serve --items` loads
+    assert load_with_tables(mapped, None, path).knows("N2")  # what `eimf serve --items` loads
 
 
 def test_bad_tables_of_new_items(

@@ -307,8 +307,14 @@ def _serve(options: argparse.Namespace) -> None:
     with noting("SIGHUP"):  # before the run is loaded, there is nothing to load again
         from eimf.serving.http import serve
 
-        tables = {"columns": options.columns, "items": options.items}
-        serve(options.run_folder, options.host, options.port, **tables, names=options.name)
+        serve(
+            options.run_folder,
+            options.host,
+            options.port,
+            columns=options.columns,
+            items=options.items,
+            names=options.name,
+        )
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -330,14 +336,9 @@ def _similar(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> "Recommender":
-    """The model of a run, with further columns of the items and new items, if the arguments name tables of them."""
-    from eimf.serving.new_items import add_items_of
-    from eimf.serving.recommender import load
+    from eimf.serving.new_items import load_with_tables
 
-    model = load(options.run_folder, options.columns)
-    if options.items is not None:
-        add_items_of(options.items, model)
-    return model
+    return load_with_tables(options.run_folder, options.columns, options.items)
 
 
 def _interest(item: "Recommendation") -> str:

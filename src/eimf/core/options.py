@@ -31,8 +31,6 @@ def check_ranges(options: Any, path: str = "") -> None:
         if is_dataclass(value):
             check_ranges(value, where)
             continue
-        if value is None:  # where a type allows it
-            continue
         low, high = item.metadata.get("low"), item.metadata.get("high")
         if isinstance(value, int | float) and value != value:
             raise ConfigError(f"{where}: must be a number, is {value}.")

@@ -37,6 +37,11 @@ class Sequences:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """i64[T]: user of each interaction."""
+        return np.repeat(np.arange(self.n_users), self.lengths)
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -60,10 +65,9 @@ class Prepared:
 
     def interactions(self) -> polars.DataFrame:
         """All interactions as a table `user_id, item_id, timestamp`, by user, oldest first."""
-        owner = np.repeat(np.arange(self.sequences.n_users), self.sequences.lengths)
         return polars.DataFrame(
             {
-                "user_id": self.user_ids.gather(owner),
+                "user_id": self.user_ids.gather(self.sequences.owners),
                 "item_id": self.items["item_id"].gather(self.sequences.items - 1),
                 "timestamp": self.sequences.timestamps,
             }

@@ -50,11 +50,16 @@ class Split:
 
     def item_counts(self, sequences: Sequences, n_items: int) -> np.ndarray:
         """i64[I + 1]: occurrences of each item in the training slices only."""
-        steps = np.zeros(len(sequences.items) + 1, dtype=np.int64)
-        np.add.at(steps, self.train.start, 1)
-        np.add.at(steps, self.train.end, -1)
-        seen = np.cumsum(steps[:-1]) > 0
+        seen = inside(len(sequences.items), self.train.start, self.train.end)
         return np.bincount(sequences.items[seen], minlength=n_items + 1)
+
+
+def inside(n: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """bool[n]: which of n interactions are in one of the slices [start, end)."""
+    steps = np.zeros(n + 1, dtype=np.int64)
+    np.add.at(steps, start, 1)
+    np.add.at(steps, end, -1)
+    return np.cumsum(steps[:-1]) > 0
 
 
 def share_of_repeats(sequences: Sequences, *parts: Holdout) -> float:

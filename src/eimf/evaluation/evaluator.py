@@ -327,10 +327,8 @@ def evaluate(
         DataError: shapes or the numbers of users differ, a value is no finite number, a user has no target, or an item
             has no vector.
     """
-    interests, item_vectors = (
-        _vectors(name, value, shape)
-        for name, value, shape in (("interests", interests, "[U, K, D]"), ("item_vectors", item_vectors, "[I + 1, D]"))
-    )
+    interests = _vectors("interests", interests, "[U, K, D]")
+    item_vectors = _vectors("item_vectors", item_vectors, "[I + 1, D]")
     if interests.shape[-1] != item_vectors.shape[-1]:
         raise DataError(
             f"interests: have {interests.shape[-1]} dimensions, item_vectors {item_vectors.shape[-1]}; "

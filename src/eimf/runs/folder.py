@@ -149,13 +149,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: missing, damaged, or not written by EIMF.
     """
     if not path.is_file():
-        if not path.parent.parent.is_dir():
-            raise ArtifactError(
-                f"{path.parent.parent}: no such folder{_near(path)}; give the folder of a finished run, such as "
-                ".../version_0."
-            )
+        run = path.parent.parent
+        missing, kind = (path, "checkpoint") if run.is_dir() else (run, "folder")
         raise ArtifactError(
-            f"{path}: no such checkpoint{_near(path)}; give the folder of a finished run, such as .../version_0."
+            f"{missing}: no such {kind}{_near(path)}; give the folder of a finished run, such as .../version_0."
         )
     try:
         with zipfile.ZipFile(path) as archive:

@@ -16,7 +16,7 @@ import polars
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import replacing, sha256_file
 from eimf.data.prepared import Prepared
-from eimf.data.splits import Split
+from eimf.data.splits import Split, inside
 from eimf.runs.folder import read_run
 
 TRAINED_ON = "trained_on.npz"
@@ -45,7 +45,7 @@ def trained_on(prepared: Prepared, split: Split, kind: str) -> TrainedOn | None:
     """What a run on these data is trained on; None for `split.kind=user`."""
     if kind == "user":
         return None
-    trained = _inside(prepared, split.train.start, split.train.end)
+    trained = inside(len(prepared.sequences.items), split.train.start, split.train.end)
     hashes = np.sort(_hashes(prepared)[trained]) if kind == "loo" else np.zeros(0, np.uint64)
     return TrainedOn(int(_times(prepared)[trained].max()), hashes)
 
@@ -61,7 +61,7 @@ def check_held_out(start: str, before: TrainedOn, prepared: Prepared, split: Spl
     """
     held = np.zeros(len(prepared.sequences.items), bool)
     for part in (split.validation, split.test):
-        held |= _inside(prepared, part.cut, part.end)
+        held |= inside(len(held), part.cut, part.end)
     if kind == "time":
         since = int(_times(prepared)[held].min())
         if since <= before.until:
@@ -110,14 +110,6 @@ def read_trained_on(folder: Path) -> TrainedOn | None:
         raise ArtifactError(f"{path}: missing or unreadable ({reason}); restore it, or train again.") from None
 
 
-def _inside(prepared: Prepared, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """bool[T]: which interactions are in one of the slices."""
-    steps = np.zeros(len(prepared.sequences.items) + 1, np.int64)
-    np.add.at(steps, start, 1)
-    np.add.at(steps, end, -1)
-    return np.cumsum(steps[:-1]) > 0
-
-
 def _times(prepared: Prepared) -> np.ndarray:
     """i64[T] in microseconds: prepared data have seconds where that is enough."""
     times = prepared.sequences.timestamps.astype(np.int64)
@@ -132,8 +124,7 @@ def _hashes(prepared: Prepared) -> np.ndarray:
     """u64[T]: a hash of each interaction's user, item and time, by raw ids. Of equal ones, the second has another hash
     than the first, and so on."""
     sequences = prepared.sequences
-    owner = np.repeat(np.arange(sequences.n_users), sequences.lengths)
-    values = _mixed(_of_ids(prepared.user_ids)[owner])
+    values = _mixed(_of_ids(prepared.user_ids)[sequences.owners])
     values = _mixed(values + _of_ids(prepared.items["item_id"])[sequences.items - 1])
     values = _mixed(values + _times(prepared).astype(np.uint64))
     order = np.argsort(values, kind="stable")

@@ -28,9 +28,9 @@ from eimf.core.signals import noting
 from eimf.core.version import VERSION
 from eimf.serving.filters import Key, filter_key
 from eimf.serving.ids import item_ids
-from eimf.serving.new_items import add_items_of
+from eimf.serving.new_items import load_with_tables
 from eimf.serving.openapi import describe_api
-from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender, load
+from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender
 from eimf.serving.server import Server
 from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen
 
@@ -199,7 +199,6 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence
         _check_fields(body, ("items",), {"items"})
         if not isinstance(body["items"], list) or not 1 <= len(body["items"]) <= ITEMS:
             raise ConfigError(f"items: must be a list of 1 to {ITEMS:,} new items.")
-        _check_texts(body)
         await service.add_items([_object(one, f"items[{place}]") for place, one in enumerate(body["items"])])
         return JSONResponse({"added": len(body["items"]), "items": len(service.model.items)})
 
@@ -339,15 +338,6 @@ def _options(given: dict[str, Any]) -> ListOptions:
     return options
 
 
-def _check_texts(body: dict[str, Any]) -> None:
-    """Refuse texts with half of a surrogate pair, which JSON can name, but tables cannot keep."""
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ConfigError(f"items: a text has half a character ({half!a}); send the whole one.") from None
-
-
 def _check_rows(wanted: Sequence[Wanted], model: Recommender) -> None:
     """Refuse a call that asks for more than `ROWS` rows."""
     interests = model.n_interests if any(one.options.by_interest for one in wanted) else 0
@@ -415,7 +405,7 @@ def serve(
     """
     check_names(names)
     with noting("SIGHUP") as asked:  # until the event loop takes over
-        service = Service(partial(_load, run, columns, items))
+        service = Service(partial(load_with_tables, run, columns, items))
         listener, model = listen(host, port), service.model
         address = address_of(host, listener)
         log.info(f"serving {model.about.get('run')} ({len(model.items):,} items): {address} (Ctrl-C ends it)")
@@ -424,10 +414,3 @@ def serve(
         app = build_app(service, hosts_of(host, listener, names), asked)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
             Server(app, STOP_S).run([listener])
-
-
-def _load(run: Path, columns: Path | None, items: Path | None) -> Recommender:
-    model = load(run, columns)
-    if items is not None:
-        add_items_of(items, model)
-    return model

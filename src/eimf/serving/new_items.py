@@ -1,4 +1,4 @@
-"""New items of a file, for a served run."""
+"""New items of a table, for a served run."""
 
 import logging
 from pathlib import Path
@@ -6,9 +6,25 @@ from pathlib import Path
 import polars
 
 from eimf.serving.filters import ITEM, read_columns
-from eimf.serving.recommender import Recommender
+from eimf.serving.recommender import Recommender, load
 
 log = logging.getLogger(__name__)
+
+
+def load_with_tables(run: Path, columns: Path | None = None, items: Path | None = None) -> Recommender:
+    """A run, with further columns of its items and with new items, where tables of them are given.
+
+    Args:
+        columns: see `eimf.serving.recommender.load`.
+        items: see `add_items_of`.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: see these functions.
+    """
+    model = load(run, columns)
+    if items is not None:
+        add_items_of(items, model)
+    return model
 
 
 def add_items_of(path: Path, model: Recommender) -> None:

@@ -19,11 +19,9 @@ def describe_api() -> dict[str, Any]:
         "anyOf": [ids, {"type": "object", "additionalProperties": condition}, {"type": "null"}],
     }
     n = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}
-    request = {
-        "type": "object",
-        "required": ["history"],
-        "additionalProperties": False,
-        "properties": {
+    request = _closed(
+        "history",
+        {
             "history": history | {"description": "Item ids, oldest first."},
             "n": n,
             "filter_seen": {"type": ["boolean", "null"], "description": "null: as in the run's evaluation."},
@@ -40,13 +38,10 @@ def describe_api() -> dict[str, Any]:
                 "description": "Interests in words, beside those of the history. The run needs a map: eimf map RUN.",
             },
         },
-    }
-    many = {
-        "type": "object",
-        "required": ["requests"],
-        "additionalProperties": False,
-        "properties": {"requests": {"type": "array", "minItems": 1, "maxItems": 256, "items": _ref("Request")}},
-    }
+    )
+    many = _closed(
+        "requests", {"requests": {"type": "array", "minItems": 1, "maxItems": 256, "items": _ref("Request")}}
+    )
     item = {
         "type": "object",
         "properties": {
@@ -73,12 +68,7 @@ def describe_api() -> dict[str, Any]:
         },
     }
     answers = {"type": "object", "properties": {"answers": {"type": "array", "items": _ref("Answer")}}}
-    similar = {
-        "type": "object",
-        "required": ["item_id"],
-        "additionalProperties": False,
-        "properties": {"item_id": item_id, "n": n, "allow": conditions, "deny": conditions},
-    }
+    similar = _closed("item_id", {"item_id": item_id, "n": n, "allow": conditions, "deny": conditions})
     new_item = {
         "type": "object",
         "required": ["item_id"],
@@ -91,12 +81,9 @@ def describe_api() -> dict[str, Any]:
             "vector": {"type": "array", "items": {"type": "number"}},
         },
     }
-    new_items = {
-        "type": "object",
-        "required": ["items"],
-        "additionalProperties": False,
-        "properties": {"items": {"type": "array", "minItems": 1, "maxItems": 1000, "items": _ref("NewItem")}},
-    }
+    new_items = _closed(
+        "items", {"items": {"type": "array", "minItems": 1, "maxItems": 1000, "items": _ref("NewItem")}}
+    )
     added = {
         "type": "object",
         "properties": {
@@ -132,6 +119,11 @@ def describe_api() -> dict[str, Any]:
             }
         },
     }
+
+
+def _closed(required: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has one field at least, and no other fields than these."""
+    return {"type": "object", "required": [required], "additionalProperties": False, "properties": properties}
 
 
 def _ref(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Shapes: B users, K interests of their behaviour, S interests in words, D dimensi
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -110,10 +110,17 @@ def check_words(words: Sequence[str]) -> None:
             "that are not empty."
         )
     for one in words:
+        _check_whole([one], f"words: {one[:80]!r} is no text, it")
+
+
+def _check_whole(values: Iterable[Any], subject: str) -> None:
+    """Refuse texts with half of a surrogate pair, which JSON can name, but neither tables nor tokenisers can read."""
+    for value in values:
         try:
-            one.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name
-            raise DataError(f"words: {one[:80]!r} is no text, it has half a character; send the whole one.") from None
+            _ = value.encode() if isinstance(value, str) else value
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise DataError(f"{subject} has half a character ({half!a}); send the whole one.") from None
 
 
 def read_new_items(
@@ -165,6 +172,10 @@ def _read_new_item(row: Any, columns: Sequence[str], own_vectors: bool) -> dict[
     Raises:
         DataError: see `read_new_items`.
     """
+    if isinstance(row, Mapping):
+        categories = row.get("categories")
+        listed = categories if isinstance(categories, list | tuple) else ()
+        _check_whole([*row, *row.values(), *listed], "items: a text")
     item_id = id_text(row.get("item_id"), "items: item_id") if isinstance(row, Mapping) else None
     if item_id is None:
         raise DataError(f"items: each must be a mapping with an 'item_id', one is {str(row)[:100]}; give its id.")

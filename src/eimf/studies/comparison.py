@@ -1,6 +1,6 @@
 """Compares the variants of a suite: means over seeds, lifts, and paired tests."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,12 @@ def compare(
                 lift = [test.mean / base, test.low / base, test.high / base, *map(float, corrected[variant, metric])]
             mean = float(means.mean()) if len(means) else float("nan")  # some models have no agreement
             cells[variant][metric] = Cell(mean, spread, len(means), *lift, relative=metric != AGREEMENT)
-    costs = {variant: _mean_costs(list(by_seed.values())) for variant, by_seed in results.items()}
+    costs, lists = {}, {}
+    for variant, by_seed in results.items():
+        spent = [result.get("costs", {}) for result in by_seed.values()]
+        summaries = [result.get(part, {}) for result in by_seed.values()]
+        costs[variant], lists[variant] = _means(spent, spent[0]), _means(summaries, _described(summaries[0]))
     folders = {variant: {seed: str(path) for seed, path in by_seed.items()} for variant, by_seed in runs.items()}
-    lists = {
-        variant: _describe_lists([result.get(part, {}) for result in by_seed.values()])
-        for variant, by_seed in results.items()
-    }
     return Comparison(name, question, baseline, part, metrics, cells, costs, folders, lists, dict(labels or {}))
 
 
@@ -239,20 +239,12 @@ def compare_groups(
     return lifts
 
 
-def _describe_lists(summaries: list[dict[str, float]]) -> dict[str, float]:
-    """Means of the values of `DESCRIBED`, each at its longest cut-off; those that a model has not are left out."""
-    names = {
-        kind: name for kind in DESCRIBED for name in summaries[0] if name == kind or name.startswith(f"{kind}@")
-    }  # cut-offs ascend, so the longest one stays
-    return {
-        name: float(np.mean([summary[name] for summary in summaries]))
-        for name in names.values()
-        if all(name in summary for summary in summaries)
-    }
+def _described(summary: Mapping[str, float]) -> list[str]:
+    """The keys of a summary that `DESCRIBED` names, each at its longest cut-off (they ascend)."""
+    names = {kind: name for kind in DESCRIBED for name in summary if name == kind or name.startswith(f"{kind}@")}
+    return list(names.values())
 
 
-def _mean_costs(results: list[dict[str, Any]]) -> dict[str, float]:
-    names = results[0].get("costs", {})
-    return {
-        name: float(np.mean([result["costs"][name] for result in results if name in result["costs"]])) for name in names
-    }
+def _means(runs: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """The mean of each value over the runs that have it."""
+    return {name: float(np.mean([run[name] for run in runs if name in run])) for name in names}

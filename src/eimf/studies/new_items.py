@@ -16,15 +16,15 @@ import polars
 
 from eimf.config.load import load as load_config
 from eimf.core.errors import run_main
-from eimf.core.files import make_folder, write_json_atomic
+from eimf.core.files import write_json_atomic
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.data.splits import Holdout, split_sequences
 from eimf.data.text import encode_items
 from eimf.runs.folder import ORIGIN, check_data, read_checkpoint
-from eimf.runs.results import write_frame
 from eimf.runs.text_map import make_text_map, read_text_map
 from eimf.serving.recommender import load
+from eimf.studies.part import part_settings, prepare_whole, write_tables
 from eimf.training.train import train
 
 SHARE = 0.05
@@ -37,17 +37,11 @@ def remove_items(prepared: Prepared, folder: Path, share: float = SHARE, seed: i
     Raises:
         ArtifactError: the disk refuses.
     """
-    make_folder(folder)
     chosen = np.random.default_rng(seed).permutation(prepared.n_items) < round(share * prepared.n_items)
     rows, texts = prepared.interactions(), prepared.items.drop("item_idx")
     new = chosen[prepared.sequences.items - 1]
-    for name, table in (
-        ("interactions", rows.filter(~new)),
-        ("new_interactions", rows.filter(new)),
-        ("items", texts.filter(~chosen)),
-        ("new_items", texts.filter(chosen)),
-    ):
-        write_frame(table, folder / f"{name}.parquet")
+    tables = {"interactions": rows.filter(~new), "new_interactions": rows.filter(new)}
+    write_tables(folder, tables | {"items": texts.filter(~chosen), "new_items": texts.filter(chosen)})
 
 
 class Question(NamedTuple):
@@ -162,15 +156,10 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder, run = options.folder, options.run
-    whole = load_config(None, [f"dataset={options.dataset}", *[one for one in options.settings if "data.root" in one]])
     if not (folder / "new_items.parquet").is_file():
-        remove_items(prepare(whole.dataset, whole.data.root), folder)
+        remove_items(prepare_whole(options.dataset, options.settings), folder)
     if run is None:
-        source = [f"dataset.{name}={folder}/{name}.parquet" for name in ("interactions", "items")]
-        source += ["dataset.source=table", f"dataset.name={options.dataset}-reduced", "dataset.user_min=1"]
-        run = train(
-            load_config(None, [*source, "dataset.item_min=1", f"logger.root={folder}", *options.settings])
-        ).folder
+        run = train(load_config(None, [*part_settings(folder, f"{options.dataset}-reduced"), *options.settings])).folder
     if read_text_map(run) is None:
         make_text_map(run)
     found = measure(run, folder, options.n)

@@ -14,13 +14,12 @@ import polars
 
 from eimf.config.load import load as load_config
 from eimf.core.errors import run_main
-from eimf.core.files import make_folder, write_json_atomic
-from eimf.data.prepare import prepare
+from eimf.core.files import write_json_atomic
 from eimf.data.prepared import Prepared
 from eimf.runs.curves import read_curves
 from eimf.runs.provenance import machine
-from eimf.runs.results import write_frame
 from eimf.runs.text_map import make_text_map
+from eimf.studies.part import part_settings, prepare_whole, write_tables
 from eimf.training.train import train
 
 SHARE = 0.12
@@ -37,18 +36,12 @@ def cut_by_time(prepared: Prepared, folder: Path, share: float = SHARE) -> polar
     Raises:
         ArtifactError: the disk refuses.
     """
-    make_folder(folder)
     rows, texts = prepared.interactions(), prepared.items.drop("item_idx")
     cut = rows["timestamp"].sort()[int((1 - share) * len(rows))]
     earlier = rows.filter(polars.col("timestamp") < cut)
     known = texts.filter(polars.col("item_id").is_in(earlier["item_id"].unique().implode()))
-    for name, table in (
-        ("interactions", rows),
-        ("items", texts),
-        ("earlier_interactions", earlier),
-        ("earlier_items", known),
-    ):
-        write_frame(table, folder / f"{name}.parquet")
+    tables = {"interactions": rows, "items": texts, "earlier_interactions": earlier, "earlier_items": known}
+    write_tables(folder, tables)
     return earlier
 
 
@@ -85,21 +78,12 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.folder
-    whole = load_config(None, [f"dataset={options.dataset}", *[one for one in options.settings if "data.root" in one]])
-    prepared = prepare(whole.dataset, whole.data.root)
+    prepared = prepare_whole(options.dataset, options.settings)
     earlier = cut_by_time(prepared, folder)
 
     def settings(prefix: str, name: str, *more: str) -> list[str]:
-        source = [f"dataset.{kind}={folder}/{prefix}{kind}.parquet" for kind in ("interactions", "items")]
-        source += ["dataset.source=table", f"dataset.name={options.dataset}-{prefix or 'whole'}".rstrip("_")]
-        source += [
-            "dataset.user_min=1",
-            "dataset.item_min=1",
-            "split.kind=time",
-            "eval.test=false",
-            f"logger.root={folder}",
-        ]
-        return [*source, f"experiment={name}", *options.settings, *more]
+        part = part_settings(folder, f"{options.dataset}-{prefix or 'whole'}".rstrip("_"), prefix)
+        return [*part, "split.kind=time", "eval.test=false", f"experiment={name}", *options.settings, *more]
 
     first = train(load_config(None, settings("earlier_", "earlier"))).folder
     if options.map:

@@ -100,7 +100,7 @@ def build_model(config: Config, data: InteractionData, train: bool = False, resu
         loss,
         optim.lr,
         optimizer=optim.name,
-        item_lr=optim.item_lr if optim.name == "rowwise" else None,
+        item_lr=optim.item_lr,
         weight_decay=optim.weight_decay,
         schedule=optim.schedule,
         k=config.cutoffs,

@@ -74,11 +74,9 @@ class InteractionData(pl.LightningDataModule):
         super().__init__()
         self.prepared, self.seed = prepared, seed
         self.config = take_options(BatchConfig, config, options)
-        self.explicit = explicit or EIMFConfig()
-        if isinstance(split, str):
-            split = take_options(SplitConfig, None, {"kind": split})
-        take_options(SplitConfig, split, {})
-        take_options(EIMFConfig, self.explicit, {})
+        self.explicit = take_options(EIMFConfig, explicit, {})
+        whole, given = (None, {"kind": split}) if isinstance(split, str) else (split, {})
+        split = take_options(SplitConfig, whole, given)
         if isinstance(labels, bool):
             raise ConfigError("labels: must be a file or a list of labels; True is for InteractionData.from_name.")
         self.split = split_sequences(prepared.sequences, split)

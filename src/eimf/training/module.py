@@ -45,7 +45,7 @@ class ModelOptions:
 
     lr: float = option(0.001, low=0.0)
     optimizer: Literal["adam", "adamw", "rowwise"] = "adam"
-    item_lr: float | None = option(None, low=0.0)
+    item_lr: float = option(ITEM_LR, low=0.0)
     weight_decay: float = option(0.0, low=0.0)
     schedule: Literal["constant", "cosine"] = "constant"
     filter_seen: bool | Literal["auto"] = "auto"
@@ -66,7 +66,7 @@ class MultiInterestModel(pl.LightningModule):
         loss: any of `eimf.losses`; by default the softmax over all items.
         lr: learning rate.
         optimizer: `adam`, `adamw`, or `rowwise`: sparse gradients for the item table with one Adagrad state per row.
-        item_lr: learning rate of the item table under `rowwise`; by default 0.05.
+        item_lr: learning rate of the item table under `rowwise`.
         weight_decay: L2 (adam) or decoupled (adamw).
         schedule: `cosine` lowers the rate to 0 over the trainer's `max_epochs`.
         k: cut-offs of the metrics.
@@ -94,7 +94,7 @@ class MultiInterestModel(pl.LightningModule):
         lr: float = 0.001,
         *,
         optimizer: Literal["adam", "adamw", "rowwise"] = "adam",
-        item_lr: float | None = None,
+        item_lr: float = ITEM_LR,
         weight_decay: float = 0.0,
         schedule: Literal["constant", "cosine"] = "constant",
         k: int | Sequence[int] = (10, 20, 50),
@@ -154,7 +154,7 @@ class MultiInterestModel(pl.LightningModule):
         rowwise = options["optimizer"] == "rowwise"
         if rowwise and options["weight_decay"]:
             raise ConfigError(f"weight_decay: is {options['weight_decay']}, but 'rowwise' has none; leave it out.")
-        if not rowwise and options["item_lr"] not in (None, ITEM_LR):
+        if not rowwise and options["item_lr"] != ITEM_LR:
             raise ConfigError(f"item_lr: is {options['item_lr']}, but {options['optimizer']!r} has one rate, lr.")
         if rowwise and isinstance(loss, FullSoftmax):
             raise ConfigError(
@@ -351,7 +351,7 @@ class MultiInterestModel(pl.LightningModule):
             self,
             options["optimizer"],
             lr=options["lr"],
-            item_lr=ITEM_LR if options["item_lr"] is None else options["item_lr"],
+            item_lr=options["item_lr"],
             weight_decay=options["weight_decay"],
             fused=fused,
         )

@@ -13,13 +13,13 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from eimf.config.load import load, to_dict, to_yaml
-from eimf.config.schema import Config, SplitConfig
+from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
 from eimf.core.version import VERSION
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
-from eimf.data.splits import split_sequences
+from eimf.data.splits import Split, split_sequences
 from eimf.labels.source import label_source
 from eimf.runs.folder import (
     BEST,
@@ -73,16 +73,18 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
             f"now); restore them, or start again with eimf train {resume}/config.yaml."
         )
     first = is_first_process()
-    items = with_counts(prepared, config.split)  # before the folder is made: it refuses data that cannot be split
+    # Before the folder is made: data that cannot be split are refused.
+    split = split_sequences(prepared.sequences, config.split)
+    items = with_counts(prepared, split)
     if resume is None and config.start:
-        check_start(config, prepared)
+        check_start(config, prepared, split)
     folder = resume or make_run_folder(Path(config.logger.root) / config.run_name, make=first)
     with _keeping_what_counts(folder) if first else nullcontext():
         if resume is None and first:
             write_text_atomic(folder / "config.yaml", to_yaml(config))
             write_frame(items, folder / "items.parquet")
             provenance = describe_run(config, prepared.digest, labels, inputs)
-            if (record := trained_on_with_start(config, prepared)) is not None:
+            if (record := trained_on_with_start(config, prepared, split)) is not None:
                 provenance[DIGEST] = write_trained_on(folder, record)
             write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
         held = "another process trains this run; wait for it or end it."
@@ -188,9 +190,9 @@ def _remove_what_was_made(folder: Path) -> None:
         log.info(f"removed: the run's {names}, made of the weights of before; make them again afterwards: {commands}")
 
 
-def with_counts(prepared: Prepared, split: SplitConfig) -> polars.DataFrame:
+def with_counts(prepared: Prepared, split: Split) -> polars.DataFrame:
     """The items with their numbers of training interactions, as `count`. Serving lists popular items by it."""
-    counts = split_sequences(prepared.sequences, split).item_counts(prepared.sequences, prepared.n_items)
+    counts = split.item_counts(prepared.sequences, prepared.n_items)
     return prepared.items.with_columns(polars.Series("count", counts[1:], dtype=polars.Int64))
 
 

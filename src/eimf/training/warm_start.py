@@ -12,7 +12,7 @@ from eimf.backbones import BACKBONES, Backbone
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.data.prepared import Prepared
-from eimf.data.splits import split_sequences
+from eimf.data.splits import Split
 from eimf.data.text import encode_items, read_vectors
 from eimf.runs.folder import ORIGIN, read_checkpoint, read_frame, read_run, restore_backbone
 from eimf.runs.text_map import TextMap, read_text_map
@@ -68,7 +68,7 @@ def warm_start(backbone: Backbone, tasks: nn.Module | None, config: Config, prep
     )
 
 
-def check_start(config: Config, prepared: Prepared) -> None:
+def check_start(config: Config, prepared: Prepared, split: Split) -> None:
     """Refuse a run to start from that does not fit.
 
     Raises:
@@ -83,7 +83,6 @@ def check_start(config: Config, prepared: Prepared) -> None:
     _check_split(config, trained, checkpoint[ORIGIN]["data_digest"] == prepared.digest)
     if config.split.kind != "user":
         if (earlier := read_trained_on(folder)) is not None:
-            split = split_sequences(prepared.sequences, config.split)
             check_held_out(config.start, earlier, prepared, split, config.split.kind)
         else:
             log.warning(
@@ -95,9 +94,8 @@ def check_start(config: Config, prepared: Prepared) -> None:
         raise ArtifactError(f"start: {folder}/items.parquet is of another run than its checkpoint; restore it.")
 
 
-def trained_on_with_start(config: Config, prepared: Prepared) -> TrainedOn | None:
+def trained_on_with_start(config: Config, prepared: Prepared, split: Split) -> TrainedOn | None:
     """What a run is trained on, with what the run was trained on that it starts from; see `eimf.runs.trained_on`."""
-    split = split_sequences(prepared.sequences, config.split)
     record = trained_on(prepared, split, config.split.kind)
     earlier = read_trained_on(Path(config.start)) if config.start else None
     return record.and_those_of(earlier) if record is not None and earlier is not None else record

@@ -74,7 +74,7 @@ def export(config: Config, to: Path) -> Ragged:
         history=history,
         target=target,
         held_history=before,
-        flat_user=np.repeat(np.arange(sequences.n_users), sequences.lengths),
+        flat_user=sequences.owners,
         flat_item=sequences.items,
     )
     return gather_slices(flat, torch.tensor(held.cut), torch.tensor(held.end))
