@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from eimf.config.components import LOSSES
 from eimf.config.earlier import FIXED, convert
-from eimf.config.load import from_dict, load, to_dict
+from eimf.config.load import from_dict, load, load_stored, to_dict
 from eimf.core.errors import ConfigError
 
 # What version 0.1 wrote for `eimf train` without arguments.
@@ -253,7 +253,7 @@ def test_controls(shuffle: bool, mix: bool, control: str) -> None:
 
 
 def test_what_has_another_name_now() -> None:
-    found = from_dict(old(eimf=OLD["eimf"] | {"served": 100, "served_temperature": 0.1, "share": 0.5}))
+    found = from_dict(old(eimf=OLD["eimf"] | {"enabled": True, "prediction": "next_interest", "served": 100, "served_temperature": 0.1, "share": 0.5}))
     assert (found.eimf.linked, found.eimf.link_temperature, found.eimf.share) == (100, 0.1, 0.5)
 
 
@@ -292,10 +292,13 @@ def test_a_file_of_an_earlier_run(tmp_path: Path) -> None:
 def test_arguments_win_over_a_file_of_an_earlier_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(OLD)))
-    assert load(path, ["eimf.linked=100"]).eimf.linked == 100
-    assert load(path, ["eimf.control=shuffle"]).eimf.control == "shuffle"
-    assert to_dict(load(path, ["dataset.n_users=300"]))["dataset"]["n_users"] == 300
-    assert load(path, ["loss=sampled_softmax"]).loss.name == "sampled_softmax"
+    linked = ["eimf.enabled=true", "eimf.prediction=next_interest", "eimf.linked=100", "eimf.control=shuffle"]
+    assert load_stored(path, linked).eimf.linked == 100
+    assert load_stored(path, linked).eimf.control == "shuffle"
+    assert to_dict(load_stored(path, ["dataset.n_users=300"]))["dataset"]["n_users"] == 300
+    assert load_stored(path, ["loss=sampled_softmax"]).loss.name == "sampled_softmax"
+    with pytest.raises(ConfigError, match=r"eimf\.linked: is 100, which has no effect here"):
+        load_stored(path, ["eimf.linked=100"])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eimf.config.load import from_dict, load, merge_layers, origins, read_layers, to_dict, to_yaml
+from eimf.config.load import Layer, from_dict, load, origins, read_layers, resolve, to_dict, to_yaml
 from eimf.core.errors import ConfigError
 from eimf.data.sources.movielens import MovieLensConfig
 from eimf.losses.ihn import InterestHardNegativesConfig
@@ -62,7 +62,7 @@ def test_defaults_follow_the_protocol() -> None:
         ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
         ("optim.name=rowwise", r"optim\.name: 'rowwise' needs sparse gradients"),
         ("text.item_init=interests", r"text\.item_init: 'interests' needs labels; set eimf\.enabled=true"),
-        ("eimf={frozen_items: true, prediction: interest}", r"eimf\.frozen_items: concerns prediction=next_item"),
+        ("eimf={enabled: true, frozen_items: true, prediction: interest}", r"eimf\.frozen_items: is True.*needs eimf\.prediction=next_item"),
         ("split.test=0.5", None),
     ],
 )
@@ -137,8 +137,8 @@ def test_lock_names_every_direct_dependency_within_its_bounds() -> None:
 def test_every_setting_names_the_layer_that_set_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("backbone: remi\npresets: slow_start\noptim: {lr: 0.1}\ntrainer: {patience: 7}\n")
-    layers = read_layers(path, ["optim.lr=0.01", "loss={routing_weight: 1}"], {"eimf": {"every": 2}})
-    config = from_dict(merge_layers(layers))
+    layers = read_layers(path, ["optim.lr=0.01", "loss={routing_weight: 1}"], [Layer("settings", {"eval": {"test": False}})])
+    config = resolve(layers)
     found = {key: (value, origin) for key, value, origin in origins(layers, config)}
     assert found["optim.lr"] == (0.01, "optim.lr=0.01")
     assert found["loss.routing_weight"] == (1.0, "loss={routing_weight: 1}")
@@ -146,7 +146,7 @@ def test_every_setting_names_the_layer_that_set_it(tmp_path: Path) -> None:
     assert found["trainer.max_epochs"] == (100, "experiments/presets/slow_start.yaml")
     assert found["trainer.patience"] == (7, str(path))
     assert found["backbone.name"] == ("remi", str(path))
-    assert found["eimf.every"] == (2, "settings")
+    assert found["eval.test"] == (False, "settings")
     assert found["loss.n_negatives"] == (1280, "default")
     assert found["seed"] == (0, "default")
     # Every setting, once.
@@ -157,7 +157,7 @@ def test_every_setting_names_the_layer_that_set_it(tmp_path: Path) -> None:
 
 def test_a_dropped_value_is_no_origin() -> None:
     layers = read_layers(None, ["loss=ihn", "loss.n_negatives=5", "loss=full_softmax", "loss=sampled_softmax"])
-    found = {key: (value, origin) for key, value, origin in origins(layers, from_dict(merge_layers(layers)))}
+    found = {key: (value, origin) for key, value, origin in origins(layers, resolve(layers))}
     assert found["loss.n_negatives"] == (1280, "default")
 
 

@@ -1,4 +1,4 @@
-"""What a configuration may not hold: interpolations, names that leave their folder, settings without effect."""
+"""What a configuration may not hold: interpolations, and names that leave their folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -133,44 +133,3 @@ def test_other_names_are_fine(name: str) -> None:
 def test_a_data_set_has_a_name() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.name: is empty"):
         load(None, ["dataset.name=", "dataset.source=demo"])
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (
-            ["optim.name=rowwise", "loss=ihn", "optim.weight_decay=0.1"],
-            r"optim\.weight_decay: is 0\.1, but optim\.name=rowwise has no weight decay; leave it at 0\.0",
-        ),
-        (["optim.item_lr=0.1"], r"optim\.item_lr: is 0\.1, but optim\.name=adam has one learning rate, optim\.lr"),
-        (["optim.name=adamw", "optim.item_lr=0.1"], r"optim\.item_lr: is 0\.1, but optim\.name=adamw"),
-        (["split.kind=loo", "split.context=0.5"], r"split\.context: is 0\.5, but split\.kind=loo does not use it"),
-        (["split.kind=time", "split.context=0.5"], r"split\.context: is 0\.5, but split\.kind=time does not use it"),
-        (["split.kind=loo", "split.validation=0.2"], r"split\.validation: is 0\.2, but split\.kind=loo"),
-        (["split.kind=loo", "split.test=0.2"], r"split\.test: is 0\.2, but split\.kind=loo"),
-        (["eval.search=9"], r"eval\.search: is 9, but eval\.index=flat searches everything"),
-        (["eval.index=Flat", "eval.search=9"], r"eval\.search: is 9, but"),
-        (["typical.run=runs/x"], r"typical\.run: is runs/x, but typical\.represent=text uses no run"),
-    ],
-)
-def test_a_setting_without_effect(given: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
-        load(None, given)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["optim.weight_decay=0.1"],
-        ["optim.name=adamw", "optim.weight_decay=0.1"],
-        ["optim.name=rowwise", "loss=ihn", "optim.item_lr=0.1"],
-        ["split.context=0.5"],
-        ["split.kind=time", "split.validation=0.2", "split.test=0.2"],
-        ["split.kind=loo", "split.context=0.8", "split.test=0.1"],  # the defaults say nothing
-        ["eval.index=ivf", "eval.search=9"],
-        ["typical.represent=both", "typical.run=runs/x"],
-    ],
-)
-def test_the_same_setting_with_effect(given: list[str]) -> None:
-    load(None, given)

@@ -1,6 +1,7 @@
 """Arguments that several commands share: an experiment file, a data set, a backbone, and settings."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -73,6 +74,7 @@ def add_experiment(parser: argparse.ArgumentParser, trains: bool = True) -> None
         help="an experiment file and settings that win over it, for example optim.lr=0.002",
     )
     parser.add_argument("--dataset", help="name of experiments/datasets/NAME.yaml")
+    parser.set_defaults(strict=trains)  # `eimf.labels` concerns labelling without `eimf.enabled`
     if not trains:
         parser.set_defaults(backbone=None, eimf=False)
         return
@@ -86,9 +88,12 @@ def load_experiment(options: argparse.Namespace) -> "Config":
     Raises:
         ConfigError: see `eimf.config.load`.
     """
-    from eimf.config.load import from_dict, merge_layers
+    from eimf.config.effect import TRIAL
+    from eimf.config.load import resolve
 
-    return from_dict(merge_layers(experiment_layers(options)))
+    # Where settings are combined freely, as in a sweep, some may have no effect in some runs.
+    strict = options.strict and not any(name in os.environ for name in ("WANDB_SWEEP_ID", TRIAL))
+    return resolve([layer._replace(strict=strict) for layer in experiment_layers(options)])
 
 
 def experiment_layers(options: argparse.Namespace) -> "list[Layer]":

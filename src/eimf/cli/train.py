@@ -99,7 +99,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def load_train(arguments: Sequence[str]) -> "Config":
-    """The configuration that `eimf train` has with these arguments.
+    """The configuration that `eimf train` has with these arguments in a sweep.
 
     Raises:
         ConfigError: `eimf train` does not understand them.
@@ -110,6 +110,7 @@ def load_train(arguments: Sequence[str]) -> "Config":
         options = parser.parse_args(["train", *arguments])
     except SystemExit:
         raise ConfigError(f"eimf train {' '.join(arguments)}: is not a command that it understands.") from None
+    options.strict = False
     return load_experiment(options)
 
 
@@ -208,10 +209,10 @@ def _config(options: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from eimf.config.load import from_dict, merge_layers, origins
+    from eimf.config.load import origins, resolve
 
     layers = experiment_layers(options)
-    config = from_dict(merge_layers(layers))
+    config = resolve(layers)
     table = Table(box=None, pad_edge=False)
     for column in ("setting", "value", "set by"):
         table.add_column(column, overflow="fold")

@@ -1,12 +1,11 @@
 """Checks of a configuration: names, secrets, and rules that concern several settings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
-from eimf.config.components import BACKBONES, METRICS
+from eimf.config.components import BACKBONES, LOSSES, METRICS
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
 from eimf.core.options import OTHER_NAMES, check_ranges, is_variable, nearest
@@ -21,10 +20,8 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    check_ranges(config)
     _check_names(config)
     _check_secrets(config)
-    _check_effect(config)
     _check_backbone(config)
     _check_evaluation(config)
     _check_rest(config)
@@ -118,30 +115,6 @@ def _check_secrets(config: Config) -> None:
         )
 
 
-def _check_effect(config: Config) -> None:
-    """Refuse settings that have no effect together with another one."""
-    rowwise, user = config.optim.name == "rowwise", config.split.kind == "user"
-    searched = config.eval.index.lower() != "flat"
-    rules = [
-        ("optim.weight_decay", not rowwise, "optim.name=rowwise has no weight decay"),
-        ("optim.item_lr", rowwise, f"optim.name={config.optim.name} has one learning rate, optim.lr"),
-        ("split.seed", user, f"split.kind={config.split.kind} has nothing random"),
-        ("split.context", user, f"split.kind={config.split.kind} does not use it"),
-        ("split.validation", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
-        ("split.test", config.split.kind != "loo", "split.kind=loo holds out one item of every user"),
-        ("eval.search", searched, "eval.index=flat searches everything"),
-        ("text.spectrum", config.text.item_init != "random", "text.item_init=random has no components"),
-        ("typical.run", config.typical.represent != "text", "typical.represent=text uses no run"),
-    ]
-    for key, effective, reason in rules:
-        section, _, name = key.partition(".")
-        options = getattr(config, section)
-        default = next(item.default for item in fields(options) if item.name == name)
-        value = getattr(options, name)
-        if value != default and not effective:
-            raise ConfigError(f"{key}: is {value}, but {reason}; leave it at {default!r}.")
-
-
 def _check_backbone(config: Config) -> None:
     backbone = BACKBONES[config.backbone.name]
     if config.data.sampling == "sequence" and not backbone.causal:
@@ -184,10 +157,11 @@ def _check_evaluation(config: Config) -> None:
 def _check_rest(config: Config) -> None:
     if config.split.validation + config.split.test >= 1:
         raise ConfigError("split.validation + split.test: must leave a share for training (sum below 1).")
-    if config.optim.name == "rowwise" and config.loss.name == "full_softmax":
+    if config.optim.name == "rowwise" and LOSSES[config.loss.name].dense:
+        sampled = ", ".join(name for name, kind in LOSSES.items() if not kind.dense)
         raise ConfigError(
-            "optim.name: 'rowwise' needs sparse gradients, but loss.name=full_softmax touches every item; "
-            "use loss.name=sampled_softmax, in_batch, gbce or ihn, or optim.name=adam."
+            f"optim.name: 'rowwise' needs sparse gradients, but loss.name={config.loss.name} touches every item; use "
+            f"loss.name={sampled}, or optim.name=adam."
         )
     if config.typical.represent != "text" and not config.typical.run:
         raise ConfigError(
@@ -214,11 +188,6 @@ def _check_rest(config: Config) -> None:
         raise ConfigError("text.item_init: 'interests' needs labels; set eimf.enabled=true (its weights may be 0).")
     if config.eimf.prototypes != "none":
         _check_prototypes(config)
-    if config.eimf.frozen_items and config.eimf.prediction != "next_item":
-        raise ConfigError(
-            f"eimf.frozen_items: concerns prediction=next_item, which is {config.eimf.prediction!r} here; set it to "
-            "false."
-        )
     if config.dataset.source == "table" and not config.dataset.interactions:
         raise ConfigError("dataset.interactions: source 'table' needs a file of interactions.")
 

@@ -74,21 +74,6 @@ def convert(values: Mapping[str, Any]) -> dict[str, Any]:
             dataset.pop(name, None)
     if dataset["source"] not in ("amazon", "movielens"):
         dataset.pop("format", None)
-    _without_effect(new)
     new["llm"] = {name: llm[name] for name in ("model", "temperature", "max_tokens")}  # no run depends on the rest
     new["eval"]["filter_seen"] = str(new["eval"].get("filter_seen", False)).lower()
     return new
-
-
-def _without_effect(values: dict[str, Any]) -> None:
-    """Reset what version 0.1 accepted though it had no effect; today it is refused."""
-    if values["optim"]["name"] == "rowwise":
-        values["optim"]["weight_decay"] = 0.0
-    else:
-        values["optim"]["item_lr"] = 0.05
-    if values["split"]["kind"] != "user":
-        values["split"]["context"] = 0.8
-    if values["split"]["kind"] == "loo":
-        values["split"] |= {"validation": 0.1, "test": 0.1}
-    if values["typical"]["represent"] == "text":
-        values["typical"]["run"] = ""

@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from eimf.config.checks import check, check_component, check_keys, check_no_interpolation
 from eimf.config.components import BACKBONES, BACKENDS, LOSSES, SOURCES
 from eimf.config.earlier import convert
+from eimf.config.effect import Idle, idle_settings, without_idle
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
-from eimf.core.options import nearest
+from eimf.core.options import check_ranges, nearest
 from eimf.core.registry import Registry
 
 Values = dict[str, Any]
@@ -45,6 +46,10 @@ class Layer(NamedTuple):
     origin: str
     """Where the values come from: the path of a file, or the argument."""
     values: Values
+    strict: bool = True
+    """Whether a setting without effect is refused (see `eimf.config.effect`), rather than ignored."""
+    argument: bool = False
+    """Whether it is a `key=value` argument. All arguments of a command are taken together."""
 
 
 def load(
@@ -62,7 +67,17 @@ def load(
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    return from_dict(merge_layers(read_layers(path, overrides, settings)))
+    return resolve(read_layers(path, overrides, [Layer("settings", dict(settings))] if settings else []))
+
+
+def load_stored(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Read the `config.yaml` of a run folder. Settings in it that have no effect are ignored: earlier versions wrote
+    them.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    return resolve([layer._replace(strict=layer.origin != str(path)) for layer in read_layers(path, overrides)])
 
 
 def load_for(
@@ -76,6 +91,41 @@ def load_for(
     return load(*files_for(dataset, backbone, overrides), settings)
 
 
+def resolve(layers: Sequence[Layer]) -> Config:
+    """Build and check the configuration of layers.
+
+    A setting that has no effect is refused if the layer that sets it is strict, unless a later layer took its effect
+    away: `eimf.enabled=false` on the command line turns off whatever a file says about `eimf`.
+
+    Raises:
+        ConfigError: names the key, the value and the fix.
+    """
+    config = _build_all(merge_layers(layers))
+    check_ranges(config)
+    for idle, index in ignored(layers):
+        together = None if layers[index].argument else index + 1
+        below = _build_all(merge_layers(layers[:together]))
+        if layers[index].strict and idle.key in {other.key for other in idle_settings(below)}:
+            raise ConfigError(
+                f"{idle.key}: is {idle.value!r}, which has no effect here: it needs {idle.needs}; leave it at "
+                f"{idle.default!r}."
+            )
+    config = without_idle(config)
+    check(config)
+    return config
+
+
+def ignored(layers: Sequence[Layer]) -> list[tuple[Idle, int]]:
+    """The settings of layers that have no effect, each with the index of the layer that sets it."""
+    found = []
+    for idle in idle_settings(_build_all(merge_layers(layers))):
+        path = tuple(idle.key.split("."))
+        setters = [index for index, layer in enumerate(layers) if any(one[:2] == path for one in _paths(layer.values))]
+        if setters:  # else it comes from a component's own default
+            found.append((idle, setters[-1]))
+    return found
+
+
 def files_for(dataset: str, backbone: str, overrides: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
     """The experiment file of a data set and a backbone, if there is one, and the overrides to load it with."""
     check_component(dataset, "--dataset")
@@ -85,17 +135,21 @@ def files_for(dataset: str, backbone: str, overrides: Sequence[str] = ()) -> tup
 
 
 def read_layers(
-    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), settings: Sequence[Layer] = ()
 ) -> list[Layer]:
-    """The layers of a configuration, the weakest first; see `load`."""
+    """The layers of a configuration, the weakest first; see `load`.
+
+    Args:
+        settings: layers between the file and the overrides.
+    """
     own: list[Layer] = []
     if path is not None:
         own += _with_presets(Layer(str(path), read_yaml(path)))
-    if settings:
-        check_no_interpolation(settings, "settings")
-        own += _with_presets(Layer("settings", named(settings)))
+    for layer in settings:
+        check_no_interpolation(layer.values, layer.origin)
+        own += _with_presets(layer._replace(values=named(layer.values)))
     for text in overrides:
-        own += _with_presets(Layer(text, _parse_override(text)))
+        own += _with_presets(Layer(text, _parse_override(text), argument=True))
     named_here = merge_layers(own)
     below: list[Layer] = []
     for section, folder, default in (("dataset", "datasets", "demo"), ("backbone", "backbones", "comirec_sa")):
@@ -127,7 +181,7 @@ def _with_presets(layer: Layer) -> list[Layer]:
                 f"presets: no experiments/presets/{name}.yaml{nearest(str(name), names_in('presets'))}; "
                 f"there are {', '.join(names_in('presets'))}."
             )
-        presets.append(Layer(str(path), read_yaml(path)))
+        presets.append(Layer(str(path), read_yaml(path), layer.strict))
     return [*presets, layer._replace(values=values)]
 
 
@@ -173,6 +227,7 @@ def origins(layers: Sequence[Layer], config: Config) -> Iterator[tuple[str, Any,
         set_by |= dict.fromkeys(_paths(layer.values), layer.origin)
         kept = set(_paths(merged))  # another component of a section drops options of the earlier one
         set_by = {path: origin for path, origin in set_by.items() if path in kept}
+    idle = {one.key for one, _ in ignored(layers)}
     for section in fields(config):
         value = getattr(config, section.name)
         options = [(section.name,)]
@@ -181,6 +236,8 @@ def origins(layers: Sequence[Layer], config: Config) -> Iterator[tuple[str, Any,
         for path in options:
             setting = getattr(value, path[1]) if len(path) > 1 else value
             origin = next((by for one, by in reversed(set_by.items()) if one[: len(path)] == path), "default")
+            if ".".join(path) in idle:
+                origin = f"default ({origin} has no effect here)"
             yield ".".join(path), setting, origin
 
 
@@ -196,9 +253,15 @@ def _paths(values: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Build and check a Config from plain nested values, such as those kept in a checkpoint.
 
+    Values that have no effect are ignored.
+
     Raises:
         ConfigError: names the key, the value and the fix.
     """
+    return resolve([Layer("values", dict(values), strict=False)])
+
+
+def _build_all(values: Mapping[str, Any]) -> Config:
     values = convert(values)
     paths = partial(_settings, values)
     check_keys(values, {item.name: item for item in fields(Config)}, "", paths)
@@ -214,9 +277,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
             built[name] = _build(hint, values[name], name, paths)  # pyright: ignore[reportArgumentType]
         else:
             built[name] = _convert_scalar(hint, values[name], name)
-    config = Config(**built)
-    check(config)
-    return config
+    return Config(**built)
 
 
 def _settings(values: Mapping[str, Any]) -> list[str]:

@@ -6,9 +6,11 @@
 import ast
 import inspect
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from eimf.config.effect import needs_of
 from eimf.config.load import CHOSEN
 from eimf.config.schema import Config
 
@@ -20,7 +22,11 @@ experiment, with the file or argument that set each. This page is made from the 
 
 Layers, later ones win: the data set's YAML, the backbone's YAML, the experiment's YAML, `key=value`. A layer may name
 presets (`presets: [small_shop]`, files of `experiments/presets`); their values lie directly below its own. Values with
-`${` are refused. Many settings that have no effect together with another one are refused.
+`${` are refused.
+
+Some settings need another one to have an effect; the table says which. Without it they are refused, unless a later layer
+turns them off: `eimf.enabled=false` on the command line turns off all that a file says about `eimf`. In a suite, settings
+for all variants may have no effect in some of them.
 """
 
 
@@ -31,7 +37,8 @@ def reference() -> str:
         if not is_dataclass(kind):
             continue
         assert isinstance(kind, type)
-        parts.append(f"## {section}\n\n{inspect.getdoc(kind)}\n\n{_table(section, kind, ())}")
+        shared = "".join(f" Needs {text}." for text in _shared_needs(section, kind))
+        parts.append(f"## {section}\n\n{inspect.getdoc(kind)}{shared}\n\n{_table(section, kind, ())}")
         if section not in CHOSEN:
             continue
         key, registry = CHOSEN[section]
@@ -45,27 +52,36 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def _shared_needs(section: str, kind: type) -> list[str]:
+    """What all settings of a section need, but for the one that turns it on."""
+    keys = [f"{section}.{item.name}" for item in fields(kind) if item.name != "enabled"]  # pyright: ignore[reportArgumentType]
+    return [text for text in needs_of(keys[0]) if all(text in needs_of(key) for key in keys)]
+
+
 _HEADER = "| key | type | default | range | meaning |\n| --- | --- | --- | --- | --- |"
 
 
 def _table(section: str, kind: type, known: tuple[str, ...]) -> str:
     """The table of the fields that are not in `known`; empty if there are none."""
     hints, texts = get_type_hints(kind), meanings(kind)
+    base = get_type_hints(Config)[section]
+    shared = _shared_needs(section, base)
     rows = [
-        _row(item, hints[item.name], f"{section}.{item.name}", texts)
+        _row(item, hints[item.name], f"{section}.{item.name}", texts, shared)
         for item in fields(kind)  # pyright: ignore[reportArgumentType]
         if item.name not in known
     ]
     return "\n".join([_HEADER, *rows]) + "\n" if rows else ""
 
 
-def _row(item: Field[Any], hint: Any, key: str, texts: dict[str, str]) -> str:
+def _row(item: Field[Any], hint: Any, key: str, texts: dict[str, str], shared: Sequence[str] = ()) -> str:
     default = item.default if item.default is not MISSING else item.default_factory()  # pyright: ignore[reportCallIssue]
     low, high = item.metadata.get("low"), item.metadata.get("high")
     limits = " to ".join(f"{limit:g}" for limit in (low, high) if limit is not None)
     limits = f"from {limits}" if limits and high is None else limits
     shown = f"`{default}`" if default not in ("", [], {}) else "empty"
-    cells = (f"`{key}`", _type(hint), shown, limits, texts.get(item.name, ""))
+    needs = " ".join(f"Needs {text}." for text in needs_of(key) if text not in shared)
+    cells = (f"`{key}`", _type(hint), shown, limits, f"{texts.get(item.name, '')} {needs}".strip())
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

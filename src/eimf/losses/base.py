@@ -30,6 +30,8 @@ class Loss(nn.Module):
     """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
+    dense: ClassVar[bool] = False
+    """Whether every step has gradients for all items, so that they cannot be sparse."""
     config: Any
     """An object of the class's `Config`."""
 

@@ -12,6 +12,8 @@ from eimf.losses.kernels import full_softmax, fused_loss
 class FullSoftmax(Loss):
     """Cross-entropy of the target among all items: exact, with bounded memory."""
 
+    dense = True
+
     def predict(self, backbone: Items, vectors: Float[Tensor, "B K D"], target: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         items = backbone.item_vectors()
         user, rivals = self.read_out(vectors, items[target]), self.rivals(vectors)

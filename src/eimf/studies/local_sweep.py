@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from eimf.config.effect import TRIAL
 from eimf.core.errors import ConfigError
 from eimf.core.files import lock, make_folder, sha256_json, write_json_atomic
 from eimf.runs.curves import read_curves
@@ -156,7 +157,7 @@ class LocalSweep:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # this process passes Ctrl-C on
                 # Concurrent runs share the cores. Threads that wait for each other would waste them.
-                env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ},
+                env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), TRIAL: "1", **os.environ},
             )
         trial = replace(trial, state=RUNNING, reason="", pid=process.pid)
         self._keep(trial)

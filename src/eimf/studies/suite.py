@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eimf.config.checks import check_component
-from eimf.config.load import find_experiment, load, load_for, merge, named, names_in, read_yaml, to_yaml
+from eimf.config.effect import Idle
+from eimf.config.load import (
+    Layer,
+    files_for,
+    find_experiment,
+    ignored,
+    load_stored,
+    merge_layers,
+    named,
+    names_in,
+    read_layers,
+    read_yaml,
+    resolve,
+    to_yaml,
+)
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import is_locked, make_folder, write_text_atomic
@@ -140,21 +154,29 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
     configs_of: dict[str, list[Config]] = {}
     labels: dict[str, str] = {}
+    unused: dict[str, Idle] | None = None
     for variant, given in variants.items():
         where = f"{path}: variants.{variant}"
         own = _mapping(given, where)
         if (label := own.pop("label", None)) is not None:
             labels[str(variant)] = _label(label, where)
-        settings = merge(named(common), named(own))
         try:
-            config = _load_layers(settings, overrides)
+            layers = _layers(common, own, overrides)
+            config = resolve(layers)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+        everywhere = {idle.key: idle for idle, index in ignored(layers) if not layers[index].strict}
+        unused = everywhere if unused is None else {key: idle for key, idle in unused.items() if key in everywhere}
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
         configs_of[str(variant)] = [
             replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
             for seed in seeds
         ]
+    for idle in (unused or {}).values():
+        raise ConfigError(
+            f"{path}: {idle.key}: is {idle.value!r}, which has no effect in any variant: it needs {idle.needs}; leave "
+            "it out."
+        )
     first = configs_of[baseline][0]
     for variant, configs in configs_of.items():
         if (configs[0].dataset, configs[0].split) != (first.dataset, first.split):
@@ -169,16 +191,20 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of, labels)
 
 
-def _load_layers(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """Load the settings on top of the files of data set and backbone, whose names the overrides may change."""
+def _layers(common: Mapping[str, Any], own: Mapping[str, Any], overrides: Sequence[str]) -> list[Layer]:
+    """The layers of a variant: the files of its data set and backbone, whose names all other layers may change, the
+    settings of the suite, its own, and the overrides. What is for all variants may have no effect in some of them."""
+    settings = [Layer("settings", dict(common), strict=False), Layer("variant", dict(own))]
+    chosen = merge_layers([layer._replace(values=named(layer.values)) for layer in settings])
     names = {"dataset": "demo", "backbone": "comirec_sa"}
     for section in names:
-        names[section] = settings.get(section, {}).get("name", names[section])
+        names[section] = chosen.get(section, {}).get("name", names[section])
         for text in overrides:
             key, _, value = text.partition("=")
             if key in (section, f"{section}.name"):
                 names[section] = value
-    return load_for(names["dataset"], names["backbone"], overrides, settings)
+    layers = read_layers(*files_for(names["dataset"], names["backbone"], overrides), settings)
+    return [layer._replace(strict=layer.strict and layer.origin not in overrides) for layer in layers]
 
 
 def _metrics(config: Config) -> list[str]:
@@ -259,7 +285,7 @@ def find_runs(root: Path) -> list[Found]:
 
 def _key_today(folder: Path, record: Mapping[str, Any]) -> str:
     try:
-        config = load(folder / "config.yaml")
+        config = load_stored(folder / "config.yaml")
         return run_key(config, record["data_digest"], record["label_digest"], record.get("inputs"))
     except ConfigError:  # made by another version with other settings
         return record["key"]

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from eimf.backbones import Backbone, Interests
 from eimf.backbones.base import CausalBackbone
 from eimf.config.components import BACKBONES, LOSSES
+from eimf.config.effect import OPTIMIZERS
 from eimf.core.errors import ConfigError, TrainingError
 from eimf.core.options import option, take_options
 from eimf.core.registry import Registry
@@ -151,14 +152,16 @@ class MultiInterestModel(pl.LightningModule):
     def _check_fit(self) -> None:
         """Refuse arguments that do not fit each other, or have no effect together."""
         backbone, loss, tasks, options = self.backbone, self.loss, self.tasks, self.hparams
-        rowwise = options["optimizer"] == "rowwise"
-        if rowwise and options["weight_decay"]:
-            raise ConfigError(f"weight_decay: is {options['weight_decay']}, but 'rowwise' has none; leave it out.")
-        if not rowwise and options["item_lr"] != ITEM_LR:
-            raise ConfigError(f"item_lr: is {options['item_lr']}, but {options['optimizer']!r} has one rate, lr.")
-        if rowwise and isinstance(loss, FullSoftmax):
+        for name, default in (("weight_decay", 0.0), ("item_lr", ITEM_LR)):
+            having = OPTIMIZERS[name]
+            if options[name] != default and options["optimizer"] not in having:
+                raise ConfigError(
+                    f"{name}: is {options[name]}, which has no effect: it needs optimizer={' or '.join(having)}; leave "
+                    "it out."
+                )
+        if options["optimizer"] == "rowwise" and loss.dense:
             raise ConfigError(
-                "optimizer: 'rowwise' needs sparse gradients; FullSoftmax touches every item; use 'adam'."
+                f"optimizer: 'rowwise' needs sparse gradients; {type(loss).__name__} touches every item; use 'adam'."
             )
         if loss.config.routing_weight > 0 and not backbone.routes:
             raise ConfigError(
