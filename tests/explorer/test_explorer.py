@@ -25,6 +25,9 @@ from tests.explicit.test_supervision import labels_of
 NASTY = "<img src=x onerror=\"document.title='owned'\"> Lamp"
 
 
+pytestmark = pytest.mark.slow  # it trains
+
+
 @pytest.fixture(scope="module")
 def runs(data_root: Path, tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs with different seeds; one title is an attack."""

@@ -19,6 +19,7 @@ from tests.conftest import TINY
 from tests.e2e.test_compare import make_run
 
 
+@pytest.mark.slow
 def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path) -> None:
     settings = [*TINY, f"data.root={data_root}", f"logger.root={tmp_path}", "trainer.max_epochs=1"]
     assert main(["train", "--dataset", "demo", *settings]) == 0
@@ -44,6 +45,7 @@ def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path
     assert "<link" not in page
 
 
+@pytest.mark.slow
 def test_a_run_of_one_dimension_gets_a_page_without_a_map(data_root: Path, tmp_path: Path) -> None:
     settings = [*TINY, "backbone.embed_dim=1", f"data.root={data_root}", f"logger.root={tmp_path}"]
     assert main(["train", "--dataset", "demo", "--backbone", "popularity", *settings]) == 0
