@@ -20,12 +20,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from eimf.cli.main import main
+from eimf.core.errors import ConfigError
 from eimf.runs.folder import read_checkpoint
 from eimf.serving import http as module
 from eimf.serving.http import Service, build_app
 from eimf.serving.openapi import describe_api
 from eimf.serving.recommender import Recommendations, Recommender, load
 from eimf.serving.server import Server
+from eimf.serving.web import token_of_environment
 from eimf.training.train import train
 from tests.conftest import ROOT, tiny_config
 
@@ -164,6 +166,34 @@ def test_other_addresses_methods_hosts_and_sizes(client: TestClient, monkeypatch
     monkeypatch.setattr(Recommender, "answer", broken)
     reply = client.post("/recommend", json={"history": HISTORY})
     assert (reply.status_code, reply.json()) == (500, {"error": "a fault of the server; its log has more"})
+
+
+def test_a_token_is_asked_for_where_one_is_set(model: Recommender) -> None:
+    token = "0123456789abcdef"
+    client = TestClient(build_app(Service(lambda: model), token=token), "http://127.0.0.1")
+    body = {"history": [model.items["item_id"][0]], "n": 2}
+    for headers in ({}, {"Authorization": f"Bearer {token}x"}, {"Authorization": token}, {"Authorization": "Bearer é"}):
+        encoded = {name: value.encode() for name, value in headers.items()}
+        for path in ("/recommend", "/items"):
+            reply = client.post(path, json=body, headers=encoded)
+            assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+            assert "Authorization: Bearer TOKEN" in reply.json()["error"]
+            assert token not in reply.text
+        assert client.get("/about", headers=encoded).status_code == 401
+        assert client.get("/health", headers=encoded).status_code == 200
+    with_token = {"Authorization": f"Bearer {token}"}
+    assert client.post("/recommend", json=body, headers=with_token).status_code == 200
+    assert client.get("/about", headers=with_token).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "short", "0123456789 abcdef", "0123456789abcdé", "0123456789abcdef\n"])
+def test_a_token_that_protects_nothing_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIMF_TOKEN", token)
+    with pytest.raises(ConfigError, match="EIMF_TOKEN: must have at least 16 characters") as error:
+        token_of_environment("EIMF_TOKEN")
+    assert token == "" or token not in str(error.value)
+    monkeypatch.delenv("EIMF_TOKEN")
+    assert token_of_environment("EIMF_TOKEN") is None
 
 
 def test_about_and_the_description(client: TestClient, model: Recommender) -> None:

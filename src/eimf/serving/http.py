@@ -32,7 +32,7 @@ from eimf.serving.new_items import load_with_tables
 from eimf.serving.openapi import describe_api
 from eimf.serving.recommender import ListOptions, Recommendation, Recommendations, Recommender
 from eimf.serving.server import Server
-from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen
+from eimf.serving.web import LOOPBACK, address_of, check_names, guards, hosts_of, listen, token_of_environment
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ PHRASES = 16
 """Most interests in words of one request."""
 PHRASE = 1_000
 """Most characters of an interest in words."""
+TOKEN = "EIMF_TOKEN"
+"""Environment variable with the token that clients have to send."""
 OPTIONS = tuple(one.name for one in fields(ListOptions))
 
 
@@ -158,12 +160,15 @@ class Service:
                 log.error(f"not reloaded, the earlier model is served on: {' '.join(reason.split())}")
 
 
-def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence[int] = ()) -> Starlette:
+def build_app(
+    service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence[int] = (), token: str | None = None
+) -> Starlette:
     """The web application.
 
     Args:
         hosts: names by which clients may address it, see `eimf.serving.web.guards`.
         asked: signals that came while the model was loaded; if there are any, it is loaded again.
+        token: what clients have to send for everything but `/health`; None asks for nothing.
     """
 
     async def recommend(request: Request) -> Response:
@@ -251,7 +256,7 @@ def build_app(service: Service, hosts: Sequence[str] = LOOPBACK, asked: Sequence
             Route("/about", about),
             Route("/openapi.json", openapi),
         ],
-        middleware=guards(hosts),
+        middleware=guards(hosts, token=token, free=["/health"]),
         exception_handlers={EimfError: refused, HTTPException: problem, Exception: fault},
         lifespan=lifespan,
     )
@@ -390,6 +395,8 @@ def serve(
 ) -> None:
     """Serve a run until interrupted. SIGHUP loads the run folder again, without losing a request.
 
+    If the environment variable EIMF_TOKEN is set, clients have to send it.
+
     Args:
         run: the run folder. It may be a link, or the folder of several versions: each reload takes the run that the
             link is set to then, or the newest version.
@@ -401,16 +408,22 @@ def serve(
 
     Raises:
         ArtifactError, DataError: the run cannot be loaded.
-        ConfigError: the server cannot listen on the address, or a name is no host name.
+        ConfigError: the server cannot listen on the address, a name is no host name, or the token is too short.
     """
     check_names(names)
+    token = token_of_environment(TOKEN)
     with noting("SIGHUP") as asked:  # until the event loop takes over
         service = Service(partial(load_with_tables, run, columns, items))
         listener, model = listen(host, port), service.model
         address = address_of(host, listener)
         log.info(f"serving {model.about.get('run')} ({len(model.items):,} items): {address} (Ctrl-C ends it)")
-        if host not in LOOPBACK:
-            log.warning("  this is not the loopback address: whoever reaches this machine can use the service")
-        app = build_app(service, hosts_of(host, listener, names), asked)
+        if token:
+            log.info(f"  clients have to send the token of {TOKEN}")
+        elif host not in LOOPBACK:
+            log.warning(
+                "  this is not the loopback address: whoever reaches this machine can use the service; set the "
+                f"environment variable {TOKEN} to ask for a token"
+            )
+        app = build_app(service, hosts_of(host, listener, names), asked, token)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server, and uvicorn raises it again
             Server(app, STOP_S).run([listener])

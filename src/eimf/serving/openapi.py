@@ -116,8 +116,12 @@ def describe_api() -> dict[str, Any]:
                 **{"Request": request, "Requests": many, "Item": item, "Answer": answer, "Answers": answers},
                 **{"Similar": similar, "NewItem": new_item, "NewItems": new_items},
                 "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
-            }
+            },
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "Where the service was given EIMF_TOKEN."}
+            },
         },
+        "security": [{"token": []}, {}],
     }
 
 
@@ -147,6 +151,7 @@ def _post(text: str, body: dict[str, Any], reply: dict[str, Any]) -> dict[str, A
     responses = {
         "200": {"description": "OK"} | _json(reply),
         "400": {"description": "A field is wrong; the message says which"} | error,
+        "401": {"description": "The token is missing or wrong"} | error,
         "413": {"description": "The body is too large"} | error,
     }
     return {"post": {"summary": text, "requestBody": {"required": True} | _json(body), "responses": responses}}

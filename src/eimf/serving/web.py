@@ -1,5 +1,8 @@
 """What every web server of ours needs: where it listens, which host names it answers to, and its headers."""
 
+import hmac
+import os
+import re
 import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -12,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eimf.core.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SHORTEST_TOKEN = 16
 
 
 class Headers:
@@ -45,6 +49,38 @@ class HostNames:
         await self.app(scope, receive, send)
 
 
+class Token:
+    """Refuses requests without the server's token, but for the paths that are open."""
+
+    def __init__(self, app: ASGIApp, token: str, free: Sequence[str]) -> None:
+        self.app, self.expected, self.free = app, f"Bearer {token}".encode(), frozenset(free)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.free:
+            given = datastructures.Headers(scope=scope).get("authorization", "")
+            if not hmac.compare_digest(given.encode(), self.expected):
+                message = "authorization: this server needs the header 'Authorization: Bearer TOKEN' with its token."
+                reply = JSONResponse({"error": message}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+                await reply(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def token_of_environment(variable: str) -> str | None:
+    """The token that clients need, from the environment; None if the variable is not set.
+
+    Raises:
+        ConfigError: it is no token; the message does not repeat it.
+    """
+    token = os.environ.get(variable)
+    if token is not None and not re.fullmatch(f"[!-~]{{{SHORTEST_TOKEN},}}", token):
+        raise ConfigError(
+            f"{variable}: must have at least {SHORTEST_TOKEN} characters, printable ASCII without spaces; make one, "
+            "for example with: openssl rand -hex 24."
+        )
+    return token
+
+
 def _name(host: str) -> str | None:
     """The name of a Host header, without the port and the brackets of IPv6; None if it is not well-formed."""
     try:
@@ -55,18 +91,26 @@ def _name(host: str) -> str | None:
         return None
 
 
-def guards(hosts: Sequence[str], policy: str = "default-src 'none'; frame-ancestors 'none'") -> list[Middleware]:
-    """The middleware of a server: security headers, and a check of the host name.
+def guards(
+    hosts: Sequence[str],
+    policy: str = "default-src 'none'; frame-ancestors 'none'",
+    token: str | None = None,
+    free: Sequence[str] = (),
+) -> list[Middleware]:
+    """The middleware of a server: security headers, and checks of the host name and of the token.
 
     Args:
         hosts: names by which clients may address it. Others are refused, so that a web page from elsewhere cannot read
             this server by pointing its own host name at this machine (DNS rebinding). `*` allows all.
         policy: the content security policy.
+        token: what clients have to send; None asks for nothing.
+        free: paths that need no token.
     """
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
     return [
         Middleware(Headers, headers=headers),  # pyright: ignore[reportArgumentType]
         Middleware(HostNames, hosts=hosts),  # pyright: ignore[reportArgumentType]
+        *([Middleware(Token, token=token, free=free)] if token else []),  # pyright: ignore[reportArgumentType]
     ]
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from eimf.core.errors import DataError, run_main
 from eimf.core.files import write_json_atomic
 from eimf.data.prepare import prepare
 from eimf.data.splits import split_sequences
 from eimf.data.text import encode_items, encode_texts
+from eimf.explicit.tasks import make_adapter
 from eimf.labels.source import read_labels
 from eimf.runs.folder import ORIGIN, check_data, read_checkpoint
 from eimf.serving.recommender import Recommender, load
@@ -63,6 +66,17 @@ def read_users(model: Recommender, run: Path, labels: Path) -> dict[str, list[As
     return users
 
 
+def alignment_head(checkpoint: dict[str, Any]) -> nn.Sequential | None:
+    """EIMF's adapter of words, as a run was trained with it; None without."""
+    prefix, state = "tasks.adapter.", checkpoint["state_dict"]
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not weights:
+        return None
+    head = make_adapter(weights["0.weight"].shape[1], weights["2.weight"].shape[0])
+    head.load_state_dict(weights)
+    return head
+
+
 def measure(run: Path, labels: Path, n: int = 50) -> dict[str, Any]:
     """Share of the targets in the top n, by method and part.
 
@@ -102,6 +116,13 @@ def measure(run: Path, labels: Path, n: int = 50) -> dict[str, Any]:
         "behaviour": lambda user: by_model(user, True, False),
         "words and behaviour": lambda user: by_model(user, True, True),
     }
+    if (head := alignment_head(read_checkpoint(run))) is not None:
+        with torch.no_grad():
+            mapped = head(torch.from_numpy(np.stack([vector_of[one] for one in phrases]))).numpy()
+        of_phrase, table = dict(zip(phrases, mapped, strict=True)), model.item_vectors()
+        methods["words, by the alignment head"] = lambda user: by_score(
+            user, (table @ np.stack([of_phrase[one] for one in user.words]).T).max(1)
+        )
     shares = {
         name: {
             part: float(np.mean([len(set(method(user)) & user.targets) / len(user.targets) for user in group]))

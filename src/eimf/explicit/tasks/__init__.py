@@ -4,7 +4,7 @@ To add one, write a `Task` subclass; name it in `eimf.tasks` by its import path,
 """
 
 from eimf.explicit.tasks.base import Step, Task
-from eimf.explicit.tasks.explicit_tasks import ExplicitTasks
+from eimf.explicit.tasks.explicit_tasks import ExplicitTasks, make_adapter
 from eimf.explicit.tasks.interest_assignment import AssignInterests
 from eimf.explicit.tasks.modality_alignment import AlignModalities
 from eimf.explicit.tasks.prototype_alignment import AlignPrototypes
@@ -20,4 +20,5 @@ __all__ = [
     "PredictNextItem",
     "Step",
     "Task",
+    "make_adapter",
 ]

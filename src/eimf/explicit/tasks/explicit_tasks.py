@@ -65,8 +65,7 @@ class ExplicitTasks(nn.Module):
         predicts = config.prediction if supervision is not None else "none"
         aligns = config.alignment if supervision is not None else "none"
         if predicts in ("next_item", "next_interest") or aligns != "none":
-            hidden = 2 * embed_dim
-            self.adapter = nn.Sequential(nn.Linear(text_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
+            self.adapter = make_adapter(text_dim, embed_dim)
         tasks: list[Task] = []
         if predicts == "next_item":
             tasks.append(PredictNextItem(text_dim, embed_dim, config.frozen_items))
@@ -146,6 +145,11 @@ class ExplicitTasks(nn.Module):
             for name, task in self.tasks.items()
             if name in weights and (samples is not None or task.uses_batch)
         }
+
+
+def make_adapter(text_dim: int, embed_dim: int) -> nn.Sequential:
+    """The alignment head: maps text vectors into the space of behavioural interests."""
+    return nn.Sequential(nn.Linear(text_dim, 2 * embed_dim), nn.GELU(), nn.Linear(2 * embed_dim, embed_dim))
 
 
 def cluster(supervision: Supervision, n_clusters: int, seed: int) -> Tensor:
