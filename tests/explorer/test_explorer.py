@@ -34,7 +34,8 @@ def runs(data_root: Path, tiny: Prepared, tmp_path_factory: pytest.TempPathFacto
     logs, labels = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("labels") / "tiny.jsonl"
     rows = [label._asdict() | {"interests": [one._asdict() for one in label.interests]} for label in labels_of(tiny)]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [f"eimf.labels={labels}", "trainer.max_epochs=1"]
+    explicit = "eimf={enabled: true, prediction: none, alignment: none}"  # labels are shown, and change nothing
+    settings = [explicit, f"eimf.labels={labels}", "trainer.max_epochs=1", "experiment=demo-comirec_sa"]
     made = [train(tiny_config(data_root, logs, *settings, f"seed={seed}")).folder for seed in (0, 1)]
     for folder in made:
         items = polars.read_parquet(folder / "items.parquet")

@@ -17,7 +17,7 @@ def test_an_unexpected_error_is_one_line_and_can_be_looked_into(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("nobody\nforesaw this")
 
-    monkeypatch.setattr(sys.modules["eimf.config.load"], "from_dict", broken)
+    monkeypatch.setattr(sys.modules["eimf.config.load"], "resolve", broken)
     assert main(["config"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("eimf: unexpected KeyError: ")

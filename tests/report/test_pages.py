@@ -15,7 +15,7 @@ from eimf.report.run import _curves, _remarks, best_epoch
 from eimf.report.sweep import importance
 from eimf.studies.comparison import compare, compare_groups
 from eimf.studies.tables import write_comparison
-from tests.conftest import TINY
+from tests.conftest import TINY, UNTRAINED
 from tests.e2e.test_compare import make_run
 
 
@@ -47,7 +47,7 @@ def test_a_run_gets_a_page_that_needs_no_network(data_root: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_run_of_one_dimension_gets_a_page_without_a_map(data_root: Path, tmp_path: Path) -> None:
-    settings = [*TINY, "backbone.embed_dim=1", f"data.root={data_root}", f"logger.root={tmp_path}"]
+    settings = [*UNTRAINED, f"data.root={data_root}", f"logger.root={tmp_path}"]
     assert main(["train", "--dataset", "demo", "--backbone", "popularity", *settings]) == 0
     (run,) = tmp_path.glob("*/version_0")
     assert main(["report", str(run)]) == 0

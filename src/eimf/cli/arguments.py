@@ -74,7 +74,7 @@ def add_experiment(parser: argparse.ArgumentParser, trains: bool = True) -> None
         help="an experiment file and settings that win over it, for example optim.lr=0.002",
     )
     parser.add_argument("--dataset", help="name of experiments/datasets/NAME.yaml")
-    parser.set_defaults(strict=trains)  # `eimf.labels` concerns labelling without `eimf.enabled`
+    parser.set_defaults(strict=True, trains=trains)
     if not trains:
         parser.set_defaults(backbone=None, eimf=False)
         return
@@ -93,7 +93,7 @@ def load_experiment(options: argparse.Namespace) -> "Config":
 
     # Where settings are combined freely, as in a sweep, some may have no effect in some runs.
     strict = options.strict and not any(name in os.environ for name in ("WANDB_SWEEP_ID", TRIAL))
-    return resolve([layer._replace(strict=strict) for layer in experiment_layers(options)])
+    return resolve([layer._replace(strict=strict) for layer in experiment_layers(options)], options.trains)
 
 
 def experiment_layers(options: argparse.Namespace) -> "list[Layer]":

@@ -35,7 +35,7 @@ class Idle(NamedTuple):
 TRIAL = "EIMF_TRIAL"
 """Environment variable that is set in the runs of a local sweep: its settings are combined freely, so that some have no
 effect in some runs, and are ignored there."""
-OPTIMIZERS = {"weight_decay": ("adam", "adamw"), "dense_limit": ("adam", "adamw"), "item_lr": ("rowwise",)}
+OPTIMIZERS = {"weight_decay": ("adam", "adamw"), "item_lr": ("rowwise",)}
 """Options of an optimiser, and the optimisers that have them."""
 
 
@@ -90,7 +90,7 @@ RULES = (
     Rule(("typical.seed",), "typical.method=cluster or random", lambda config: config.typical.method != "longest"),
     Rule(("typical.budget",), "typical.budget_share=0", lambda config: config.typical.budget_share == 0),
     Rule(_EXPLICIT, "eimf.enabled=true", lambda config: config.eimf.enabled),
-    Rule(("eimf.labels", "eimf.share"), "a loss or a start that needs labels", lambda config: config.reads_labels),
+    Rule(("eimf.share",), "a loss or a start that needs labels", lambda config: config.reads_labels),
     Rule(("eimf.control",), "a loss or a start that needs labels, or prototypes", lambda config: (
         config.reads_labels or config.eimf.prototypes != "none"
     )),

@@ -91,18 +91,21 @@ def load_for(
     return load(*files_for(dataset, backbone, overrides), settings)
 
 
-def resolve(layers: Sequence[Layer]) -> Config:
+def resolve(layers: Sequence[Layer], trains: bool = True) -> Config:
     """Build and check the configuration of layers.
 
     A setting that has no effect is refused if the layer that sets it is strict, unless a later layer took its effect
     away: `eimf.enabled=false` on the command line turns off whatever a file says about `eimf`.
+
+    Args:
+        trains: whether the configuration is that of a model. Without one, as in labelling, settings are as they are.
 
     Raises:
         ConfigError: names the key, the value and the fix.
     """
     config = _build_all(merge_layers(layers))
     check_ranges(config)
-    for idle, index in ignored(layers):
+    for idle, index in ignored(layers) if trains else []:
         together = None if layers[index].argument else index + 1
         below = _build_all(merge_layers(layers[:together]))
         if layers[index].strict and idle.key in {other.key for other in idle_settings(below)}:
@@ -110,7 +113,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
                 f"{idle.key}: is {idle.value!r}, which has no effect here: it needs {idle.needs}; leave it at "
                 f"{idle.default!r}."
             )
-    config = without_idle(config)
+    if trains:
+        config = without_idle(config)
     check(config)
     return config
 
