@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 DOCS = Path(__file__).parent
 HOWTO = DOCS / "howto"
 PAGES = (
@@ -35,8 +37,15 @@ def table(found: dict[str, Any], metrics: list[str], only: list[str]) -> str:
     lines = ["| variant | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
     for variant in variants:
         row = [cell(found["cells"][variant].get(metric)) or described(found, variant, metric) for metric in metrics]
-        lines.append(f"| {found.get('labels', {}).get(variant, variant)} | " + " | ".join(row) + " |")
+        lines.append(f"| {labels_of(found).get(variant, variant)} | " + " | ".join(row) + " |")
     return "\n".join([*lines, "", source(found)])
+
+
+def labels_of(found: dict[str, Any]) -> dict[str, str]:
+    """Names of variants for people, as the file of the suite has them."""
+    suite = DOCS.parent / "experiments" / "suites" / f"{found['name'].partition('-')[2]}.yaml"
+    variants = yaml.safe_load(suite.read_text(encoding="utf-8"))["variants"]
+    return {name: settings["label"] for name, settings in variants.items() if "label" in settings}
 
 
 def cell(value: dict[str, Any] | None) -> str:
@@ -157,7 +166,7 @@ def fill(text: str) -> str:
             one: json.loads((DOCS / "results" / f"{one}.json").read_text(encoding="utf-8")) for one in name.split(",")
         }
         if metrics == ["groups"]:
-            made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), files[name].get("labels", {}))
+            made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), labels_of(files[name]))
         elif len(metrics) == 1 and (kind := metrics[0]) in BY_SHOP:
             shops = {one.removeprefix(f"{kind}-").replace("_", " "): found for one, found in files.items()}
             made = BY_SHOP[kind](shops)
