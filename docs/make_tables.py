@@ -5,7 +5,8 @@
 
 A block `<!-- table: NAME METRIC ... [only: VARIANT ...] -->` ... `<!-- /table -->` gets the table of
 `docs/results/NAME.json`: means over seeds, standard deviations, and the lift over the baseline, with a star where it is
-significant. `<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
+significant. `<!-- table: NAME references -->` sets its values beside those of others in `published.json`.
+`<!-- table: serving latency -->` gets the latencies that `make bench` wrote to `build/serving.json`, and
 `<!-- table: NAME groups only: VARIANT ... -->` the lifts by groups of users in `docs/results/NAME-groups.csv`, and
 `<!-- table: words-SHOP,words-SHOP words -->` the recall that `python -m eimf.studies.words` wrote, and
 `<!-- table: new-SHOP,new-SHOP new -->` that of `python -m eimf.studies.new_items`, and
@@ -76,6 +77,26 @@ def source(found: dict[str, Any]) -> str:
         f"`{found['baseline']}`, * p < 0.05 after Holm's correction (paired bootstrap over users and seeds). "
         f"{on(about['machine'])}"
     )
+
+
+REFERENCE = ("hr@10", "ndcg@10", "raw/hr@10", "raw/ndcg@10")
+
+
+def references(found: dict[str, Any], published: list[dict[str, Any]]) -> str:
+    """Our values beside those that others published under the same protocol."""
+    lines = [
+        "| model | whose | HR@10 | NDCG@10 | HR@10, unfiltered | NDCG@10, unfiltered |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for variant, cells in found["cells"].items():
+        row = [cell((cells.get(metric) or {"mean": None}) | {"lift": None}) for metric in REFERENCE]
+        lines.append(f"| {labels_of(found).get(variant, variant)} | ours | " + " | ".join(row) + " |")
+    for one in published:
+        row = [f"{one[metric]:.4f}" for metric in REFERENCE[:2]] + ["", ""]
+        seeds = f"{one['seeds']} seed{'s' if one['seeds'] > 1 else ''}"
+        whose = f"[{one['source']}]({one['address']}), {seeds}"
+        lines.append(f"| {one['model']}, {one['loss']} | {whose} | " + " | ".join(row) + " |")
+    return "\n".join([*lines, "", source(found)])
 
 
 def groups(path: Path, variants: list[str], named: dict[str, str]) -> str:
@@ -167,6 +188,9 @@ def fill(text: str) -> str:
         }
         if metrics == ["groups"]:
             made = groups(DOCS / "results" / f"{name}-groups.csv", only.split(), labels_of(files[name]))
+        elif metrics == ["references"]:
+            published = json.loads((DOCS / "results" / "published.json").read_text(encoding="utf-8"))
+            made = references(files[name], published[name])
         elif len(metrics) == 1 and (kind := metrics[0]) in BY_SHOP:
             shops = {one.removeprefix(f"{kind}-").replace("_", " "): found for one, found in files.items()}
             made = BY_SHOP[kind](shops)

@@ -253,7 +253,12 @@ def test_controls(shuffle: bool, mix: bool, control: str) -> None:
 
 
 def test_what_has_another_name_now() -> None:
-    found = from_dict(old(eimf=OLD["eimf"] | {"enabled": True, "prediction": "next_interest", "served": 100, "served_temperature": 0.1, "share": 0.5}))
+    found = from_dict(
+        old(
+            eimf=OLD["eimf"]
+            | {"enabled": True, "prediction": "next_interest", "served": 100, "served_temperature": 0.1, "share": 0.5}
+        )
+    )
     assert (found.eimf.linked, found.eimf.link_temperature, found.eimf.share) == (100, 0.1, 0.5)
 
 

@@ -83,7 +83,7 @@ def test_what_a_later_layer_turns_off_is_no_error(tmp_path: Path) -> None:
 
 
 def test_stored_values_are_ignored_and_arguments_are_not(tmp_path: Path) -> None:
-    values = to_dict(load(None)) | {"start": ""}
+    values = to_dict(load(None))
     values["optim"]["item_lr"] = 0.1
     values["eimf"]["labels"] = "labels.jsonl"
     path = tmp_path / "config.yaml"

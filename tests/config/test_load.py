@@ -62,7 +62,10 @@ def test_defaults_follow_the_protocol() -> None:
         ("eval.cutoffs=[0]", r"eval\.cutoffs: each must be at least 1"),
         ("optim.name=rowwise", r"optim\.name: 'rowwise' needs sparse gradients"),
         ("text.item_init=interests", r"text\.item_init: 'interests' needs labels; set eimf\.enabled=true"),
-        ("eimf={enabled: true, frozen_items: true, prediction: interest}", r"eimf\.frozen_items: is True.*needs eimf\.prediction=next_item"),
+        (
+            "eimf={enabled: true, frozen_items: true, prediction: interest}",
+            r"eimf\.frozen_items: is True.*needs eimf\.prediction=next_item",
+        ),
         ("split.test=0.5", None),
     ],
 )
@@ -137,7 +140,9 @@ def test_lock_names_every_direct_dependency_within_its_bounds() -> None:
 def test_every_setting_names_the_layer_that_set_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("backbone: remi\npresets: slow_start\noptim: {lr: 0.1}\ntrainer: {patience: 7}\n")
-    layers = read_layers(path, ["optim.lr=0.01", "loss={routing_weight: 1}"], [Layer("settings", {"eval": {"test": False}})])
+    layers = read_layers(
+        path, ["optim.lr=0.01", "loss={routing_weight: 1}"], [Layer("settings", {"eval": {"test": False}})]
+    )
     config = resolve(layers)
     found = {key: (value, origin) for key, value, origin in origins(layers, config)}
     assert found["optim.lr"] == (0.01, "optim.lr=0.01")

@@ -144,7 +144,13 @@ def test_evaluate_options(run: Run) -> None:
 def test_every_backbone_runs(backbone: str, data_root: Path, tmp_path: Path) -> None:
     config = load(
         None,
-        [*(UNTRAINED if backbone == "popularity" else TINY), f"backbone={backbone}", "split.kind=loo", f"data.root={data_root}", f"logger.root={tmp_path}"],
+        [
+            *(UNTRAINED if backbone == "popularity" else TINY),
+            f"backbone={backbone}",
+            "split.kind=loo",
+            f"data.root={data_root}",
+            f"logger.root={tmp_path}",
+        ],
     )
     made = train(config)
     assert 0 < made.results["test"].summary["recall@20"] <= 1

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from eimf.config.components import BACKBONES, LOSSES, METRICS
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
-from eimf.core.options import OTHER_NAMES, check_ranges, is_variable, nearest
+from eimf.core.options import OTHER_NAMES, is_variable, nearest
 
 EVIDENCE = ("text", "interests", "cooccurrence")
 """What items can be compared by, for the start of the item table and for prototypes."""

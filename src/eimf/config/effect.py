@@ -91,9 +91,11 @@ RULES = (
     Rule(("typical.budget",), "typical.budget_share=0", lambda config: config.typical.budget_share == 0),
     Rule(_EXPLICIT, "eimf.enabled=true", lambda config: config.eimf.enabled),
     Rule(("eimf.share",), "a loss or a start that needs labels", lambda config: config.reads_labels),
-    Rule(("eimf.control",), "a loss or a start that needs labels, or prototypes", lambda config: (
-        config.reads_labels or config.eimf.prototypes != "none"
-    )),
+    Rule(
+        ("eimf.control",),
+        "a loss or a start that needs labels, or prototypes",
+        lambda config: config.reads_labels or config.eimf.prototypes != "none",
+    ),
     Rule(
         ("eimf.prediction_weight",),
         "another eimf.prediction than none",
@@ -105,7 +107,9 @@ RULES = (
         lambda config: config.eimf.prediction == "next_item",
     ),
     Rule(("eimf.clusters",), "eimf.prediction=interest", lambda config: config.eimf.prediction == "interest"),
-    Rule(("eimf.alignment_weight",), "another eimf.alignment than none", lambda config: config.eimf.alignment != "none"),
+    Rule(
+        ("eimf.alignment_weight",), "another eimf.alignment than none", lambda config: config.eimf.alignment != "none"
+    ),
     Rule(("eimf.matching", "eimf.temperature"), "eimf.alignment, or eimf.prediction=interest", _matches),
     Rule(
         ("eimf.prototype_weight", "eimf.n_prototypes"),

@@ -24,9 +24,9 @@ Layers, later ones win: the data set's YAML, the backbone's YAML, the experiment
 presets (`presets: [small_shop]`, files of `experiments/presets`); their values lie directly below its own. Values with
 `${` are refused.
 
-Some settings need another one to have an effect; the table says which. Without it they are refused, unless a later layer
-turns them off: `eimf.enabled=false` on the command line turns off all that a file says about `eimf`. In a suite, settings
-for all variants may have no effect in some of them.
+Some settings need another one to have an effect; the table says which. Without it they are refused, unless a later
+layer turns them off: `eimf.enabled=false` on the command line turns off all that a file says about `eimf`. In a suite,
+settings for all variants may have no effect in some of them.
 """
 
 

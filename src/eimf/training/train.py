@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
-from eimf.config.load import load, load_stored, to_dict, to_yaml
+from eimf.config.load import load_stored, to_dict, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
@@ -89,7 +89,8 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
             write_json_atomic(folder / RUN, provenance | {"items_sha256": sha256_file(folder / "items.parquet")})
         held = "another process trains this run; wait for it or end it."
         with lock(folder / LOCK, held) if first else nullcontext():
-            if resume is not None and first and config != load_stored(folder / "config.yaml"):  # it was given more epochs
+            # A resumed run may have been given more epochs.
+            if resume is not None and first and config != load_stored(folder / "config.yaml"):
                 write_text_atomic(folder / "config.yaml", to_yaml(config))
                 key = run_key(config, prepared.digest, labels, inputs)
                 write_json_atomic(folder / RUN, read_run(folder) | {"key": key})
