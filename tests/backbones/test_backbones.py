@@ -58,7 +58,7 @@ def test_interests_have_no_gradient_by_way_of_the_routing() -> None:
     """As in the authors' code; the weights themselves have one, for losses that want it."""
     torch.manual_seed(0)
     votes, logits, mask = torch.randn(2, 3, 5, 4, requires_grad=True), torch.zeros(2, 3, 5), torch.ones(2, 1, 5)
-    vectors, weights = route(votes, logits, mask, 3)
+    vectors, weights, _ = route(votes, logits, mask, 3)
     assert weights is not None
     last_sum = squash(torch.einsum("bkl,bkld->bkd", weights.detach(), votes))
 

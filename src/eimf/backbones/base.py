@@ -48,11 +48,20 @@ class Interests(NamedTuple):
     """Interest vectors; the score of an item is the largest inner product with any of them."""
     routing: Float[Tensor, "B K L"] | None = None
     """Weight of each position in each interest, 0 at padding; None if the backbone has no routing."""
+    shares: Float[Tensor, "B K L"] | None = None
+    """How much of each position belongs to each interest: sums to 1 over the interests, 0 at padding. None: the routing
+    tells, see `item_shares`."""
+
+    def item_shares(self) -> Float[Tensor, "B K L"] | None:
+        """`shares`, or the routing divided by its sum over the interests; None if the backbone has no routing."""
+        if self.shares is not None or self.routing is None:
+            return self.shares
+        return self.routing / self.routing.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
     def split(self, sizes: list[int]) -> "list[Interests]":
         """Split the batch into parts of these sizes."""
-        routings = self.routing.split(sizes) if self.routing is not None else [None] * len(sizes)
-        return [Interests(*parts) for parts in zip(self.vectors.split(sizes), routings, strict=True)]
+        parts = ([None] * len(sizes) if part is None else part.split(sizes) for part in self)
+        return [Interests(*part) for part in zip(*parts, strict=True)]
 
 
 class Backbone(nn.Module):

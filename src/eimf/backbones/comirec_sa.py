@@ -25,6 +25,10 @@ class ComiRecSAConfig(MultiInterestConfig):
 class ComiRecSA(Backbone):
     """A = softmax(W2 tanh(W1 (H + P))), interests = A H (eqs. 6 and 7; positions enter the attention only).
 
+    The softmax is over positions, so that even an interest that a user does not have attends to something. Which
+    interest an item belongs to (`Interests.shares`) is the softmax of the same logits over the interests: it depends on
+    the item, not on what else the history has.
+
     Deviation: positions count back from the most recent item, so that a longer window changes nothing for a
     short history; the authors' code counts from the oldest item in the window.
     """
@@ -60,4 +64,5 @@ class ComiRecSA(Backbone):
         # The lowest finite value, not -inf: a history that is all padding then gives zeros instead of NaN.
         weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(dim=-1)
         weights = weights.masked_fill(padding, 0.0)
-        return Interests(weights @ items.to(weights.dtype), weights)
+        shares = logits.softmax(dim=1).masked_fill(padding, 0.0)
+        return Interests(weights @ items.to(weights.dtype), weights, shares)

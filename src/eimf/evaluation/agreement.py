@@ -59,9 +59,9 @@ class Groups(NamedTuple):
     """The group of each of them, -1 where none is known."""
 
 
-def attended(routing: Float[ndarray, "B K L"]) -> Int[ndarray, "B L"]:
-    """The interest with the largest weight at each position."""
-    return routing.argmax(axis=1)
+def attended(shares: Float[ndarray, "B K L"]) -> Int[ndarray, "B L"]:
+    """The interest that has most of each position; see `eimf.backbones.Interests.item_shares`."""
+    return shares.argmax(axis=1)
 
 
 def matched_accuracy(found: Int[ndarray, " N"], true: Int[ndarray, " N"]) -> float:

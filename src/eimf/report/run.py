@@ -250,11 +250,12 @@ def _model_sections(folder: Path, data: InteractionData, held: Holdout) -> list[
     vectors = np.concatenate([batch.vectors[:5].float().numpy() for batch in batches])[:5]
     has_map = model.item_vectors().shape[1] > 1  # popularity has one dimension, item_knn none
     sections = [_map(model, prepared, vectors)] if has_map else []
-    if sequences.interests is not None and all(batch.routing is not None for batch in batches):
-        routing = np.concatenate([batch.routing.float().numpy() for batch in batches if batch.routing is not None])
+    parts = [shares for batch in batches if (shares := batch.item_shares()) is not None]
+    if sequences.interests is not None and parts:
+        shares = np.concatenate([part.float().numpy() for part in parts])
         causes = gather_history(torch.tensor(sequences.interests, dtype=torch.long), start, cut, length)
         true = torch.where(history > 0, causes, -1).numpy()
-        scores = measure_agreement(attended(routing), true[:, -routing.shape[2] :]).means()
+        scores = measure_agreement(attended(shares), true[:, -shares.shape[2] :]).means()
         rows = tuple((key.replace("_", " "), number(value)) for key, value in scores.items())
         text = (
             "The simulator knows which interest caused each purchase. Compared, for each user, with the interest that "

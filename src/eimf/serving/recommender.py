@@ -285,7 +285,7 @@ class Recommender:
         return torch.cat(parts).numpy()
 
     def attended(self, history: History) -> list[int | None]:
-        """For each item of a history, the interest (from 0) that attends to it most; None for items before the last
+        """For each item of a history, the interest (from 0) that has most of it; None for items before the last
         `data.max_len`, which the model does not see, and for models of several interests without routing weights.
 
         Raises:
@@ -295,8 +295,8 @@ class Recommender:
         interests = self._extract(history)
         recent = min(len(history), self.config.data.max_len)
         earlier: list[int | None] = [None] * (len(history) - recent)
-        if interests.routing is not None:
-            return earlier + interests.routing[0, :, -recent:].argmax(dim=0).tolist()
+        if (shares := interests.item_shares()) is not None:
+            return earlier + shares[0, :, -recent:].argmax(dim=0).tolist()
         return earlier + [0 if interests.vectors.shape[1] == 1 else None] * recent
 
     def _extract(self, history: History) -> Interests:

@@ -55,6 +55,9 @@ class BackboneContract:
             assert found.routing is not None
             assert found.routing.shape == (6, count, MAX_LEN)
             assert (found.routing[self.histories()[:, None].expand_as(found.routing) == 0] == 0).all()
+            shares = found.item_shares()
+            assert shares is not None
+            assert torch.allclose(shares.sum(dim=1), (self.histories() != 0).to(shares.dtype), atol=1e-5)
 
     def test_a_loss_of_the_routing_reaches_the_parameters(self) -> None:
         backbone = self.build()

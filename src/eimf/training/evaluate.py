@@ -63,10 +63,10 @@ def _add_agreement(
         if len(groups.user_idx) == 0:
             continue
         with torch.inference_mode():
-            routing = model.backbone(torch.from_numpy(groups.history).to(model.device)).routing
-        if routing is None:
+            shares = model.backbone(torch.from_numpy(groups.history).to(model.device)).item_shares()
+        if shares is None:
             continue
-        found = attended(routing.float().cpu().numpy())
+        found = attended(shares.float().cpu().numpy())
         agreement = measure_agreement(found, groups.group)
         added[part] = replace(
             evaluation,

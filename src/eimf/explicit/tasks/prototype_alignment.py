@@ -31,28 +31,25 @@ class AlignPrototypes(Task):
         self.temperature = temperature
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
-        routing = step.interests.routing
-        if routing is None or step.history is None:
+        shares = step.interests.item_shares()
+        if shares is None or step.history is None:
             return step.interests.vectors.sum() * 0.0
-        return route_to_prototypes(routing, self.of_item[step.history], self.temperature)
+        return route_to_prototypes(shares, self.of_item[step.history], self.temperature)
 
 
 def route_to_prototypes(
-    routing: Float[Tensor, "B K L"], prototype: Int[Tensor, "B L"], temperature: float = 1.0
+    shares: Float[Tensor, "B K L"], prototype: Int[Tensor, "B L"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy between the share of each interest in the routing of an item and the item's prototype.
-
-    The share of interest k at a position is its routing weight divided by the sum over all interests. So attention
-    weights, which sum to 1 over positions, and capsules' weights, which sum to 1 over interests, are treated alike.
+    """Cross-entropy between the share of each interest in an item and the item's prototype.
 
     Args:
-        routing: weight of each position in each interest, 0 at padding.
+        shares: how much of each position belongs to each interest, see `Interests.item_shares`; 0 at padding.
         prototype: number of each item's prototype, below K; -1 where there is none, or at padding.
         temperature: the shares are raised to the power of 1 / temperature and divided by their sum.
     """
-    routing = routing.float()  # float32, since small shares have the largest gradients
-    known = (prototype >= 0) & (routing.sum(dim=1) > 0)
+    shares = shares.float()  # small shares have the largest gradients
+    known = (prototype >= 0) & (shares.sum(dim=1) > 0)
     if not known.any():
-        return routing.sum() * 0.0
-    logits = routing.clamp(min=1e-24).log().transpose(1, 2)[known] / temperature  # [N, K]
+        return shares.sum() * 0.0
+    logits = shares.clamp(min=1e-24).log().transpose(1, 2)[known] / temperature  # [N, K]
     return torch.nn.functional.cross_entropy(logits, prototype[known])
