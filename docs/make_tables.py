@@ -142,10 +142,9 @@ def new_items(shops: dict[str, dict[str, Any]]) -> str:
 def recalls(head: str, users: str, shops: dict[str, dict[str, Any]], value: Callable[[Any], float]) -> str:
     """Markdown of recall by method and shop, with the numbers of users in the last row."""
     lines = [f"| {head} | " + " | ".join(shops) + " |", "| --- |" + " ---: |" * len(shops)]
-    for name in next(iter(shops.values()))["recall"]:
-        lines.append(
-            f"| {name} | " + " | ".join(f"{value(shop['recall'][name]):.3f}" for shop in shops.values()) + " |"
-        )
+    for name in dict.fromkeys(name for shop in shops.values() for name in shop["recall"]):
+        recall = [shop["recall"].get(name) for shop in shops.values()]
+        lines.append(f"| {name} | " + " | ".join("" if one is None else f"{value(one):.3f}" for one in recall) + " |")
     lines.append(f"| *{users}* | " + " | ".join(str(shop["users"]["test"]) for shop in shops.values()) + " |")
     return "\n".join(lines)
 
