@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from eimf.config.components import LOSSES
 from eimf.config.earlier import FIXED, convert
-from eimf.config.load import from_dict, load, load_stored, to_dict
+from eimf.config.load import from_dict, load, to_dict
 from eimf.core.errors import ConfigError
 
 # What version 0.1 wrote for `eimf train` without arguments.
@@ -248,7 +248,9 @@ def test_a_source_keeps_its_own_options() -> None:
     [(False, False, "none"), (True, False, "shuffle"), (False, True, "mix"), (True, True, "both")],
 )
 def test_controls(shuffle: bool, mix: bool, control: str) -> None:
-    found = from_dict(old(eimf=OLD["eimf"] | {"enabled": True, "shuffle": shuffle, "mix_items": mix}))
+    found = from_dict(
+        old(eimf=OLD["eimf"] | {"enabled": True, "assignment_weight": 0.1, "shuffle": shuffle, "mix_items": mix})
+    )
     assert found.eimf.control == control
 
 
@@ -298,12 +300,12 @@ def test_arguments_win_over_a_file_of_an_earlier_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(OLD)))
     linked = ["eimf.enabled=true", "eimf.prediction=next_interest", "eimf.linked=100", "eimf.control=shuffle"]
-    assert load_stored(path, linked).eimf.linked == 100
-    assert load_stored(path, linked).eimf.control == "shuffle"
-    assert to_dict(load_stored(path, ["dataset.n_users=300"]))["dataset"]["n_users"] == 300
-    assert load_stored(path, ["loss=sampled_softmax"]).loss.name == "sampled_softmax"
+    assert load(path, linked).eimf.linked == 100
+    assert load(path, linked).eimf.control == "shuffle"
+    assert to_dict(load(path, ["dataset.n_users=300"]))["dataset"]["n_users"] == 300
+    assert load(path, ["loss=sampled_softmax"]).loss.name == "sampled_softmax"
     with pytest.raises(ConfigError, match=r"eimf\.linked: is 100, which has no effect here"):
-        load_stored(path, ["eimf.linked=100"])
+        load(path, ["eimf.linked=100"])
 
 
 @pytest.mark.parametrize(

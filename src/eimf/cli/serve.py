@@ -198,13 +198,13 @@ def _report(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     import torch
 
-    from eimf.config.load import load_stored
+    from eimf.config.load import load
     from eimf.runs.folder import INDEX, read_checkpoint, restore_backbone, save_index
 
     backbone, _ = restore_backbone(read_checkpoint(options.run_folder), options.run_folder)
     if wrong := [text for text in options.overrides if not text.startswith("eval.")]:
         raise ConfigError(f"{wrong[0]!r}: only eval.* settings matter to an index.")
-    config = load_stored(options.run_folder / "config.yaml", ["eval.index=hnsw", *options.overrides])
+    config = load(options.run_folder / "config.yaml", ["eval.index=hnsw", *options.overrides])
     with torch.inference_mode():
         vectors = backbone.item_vectors().float().cpu().numpy()
     save_index(options.run_folder, vectors, config.eval.index, config.eval.search)

@@ -4,7 +4,7 @@ Such a setting is refused where a person wrote it (see `eimf.config.load`), and 
 suite can set `optim.lr` for all its variants, popularity among them, and runs that compute the same share a key.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -51,14 +51,37 @@ def _has_optimizer(names: tuple[str, ...]) -> Callable[[Config], bool]:
     return lambda config: config.optim.name in names
 
 
-def _matches(config: Config) -> bool:
-    """Whether behavioural interests are matched with explicit ones, or compared by a contrastive loss."""
-    eimf = config.eimf
-    return eimf.samples_labelled and (eimf.alignment != "none" or eimf.prediction == "interest")
+def _has_several_interests(config: Config) -> bool:
+    """Whether the loss may see several vectors of a sample. Of backbones that are not ours, the number is unknown."""
+    default = 1 if config.backbone.name in BACKBONES.known else 2
+    return getattr(config.backbone, "n_interests", default) > 1 or bool(config.eimf.enabled and config.eimf.tasks)
+
+
+def _predicts(config: Config, *kinds: str) -> bool:
+    return config.eimf.prediction in kinds and config.eimf.prediction_weight > 0
+
+
+def _aligns(config: Config) -> bool:
+    return config.eimf.alignment != "none" and config.eimf.alignment_weight > 0
+
+
+def _has_temperature(config: Config) -> bool:
+    soft = config.eimf.matching == "soft" or config.eimf.alignment == "infonce"
+    return (_aligns(config) and soft) or _predicts(config, "interest")
 
 
 def _links(config: Config) -> bool:
-    return config.eimf.prediction == "next_interest" or "interests" in config.text.item_init.split("+")
+    return _predicts(config, "next_interest") or "interests" in config.text.item_init.split("+")
+
+
+def _uses_words(config: Config) -> bool:
+    """Whether the interests of single users count: in a loss of labelled users, or in prototypes of their words."""
+    return config.eimf.samples_labelled or "interests" in config.eimf.prototypes.split("+")
+
+
+def _mixes(config: Config) -> bool:
+    eimf = config.eimf
+    return eimf.control != "mix" or eimf.assignment_weight > 0 or bool(eimf.tasks)
 
 
 _CHOOSES = {"loss": "name"}
@@ -69,26 +92,15 @@ RULES = (
     Rule(("loss", "optim"), "a backbone that is trained", _trained),
     Rule(("trainer.max_epochs", "trainer.patience", "trainer.gradient_clip"), "a backbone that is trained", _trained),
     Rule(("data.sampling", "data.min_history", "data.batch_size"), "a backbone that is trained", _trained),
+    Rule(("text.item_init", "text.spectrum", "backbone.init_std"), "a backbone that is trained", _trained),
     *(
         Rule((f"optim.{name}",), f"optim.name={' or '.join(names)}", _has_optimizer(names))
         for name, names in OPTIMIZERS.items()
     ),
     Rule(("split.seed", "split.context"), "split.kind=user", lambda config: config.split.kind == "user"),
     Rule(("split.validation", "split.test"), "split.kind=user or time", lambda config: config.split.kind != "loo"),
-    Rule(
-        ("loss.readout_power", "loss.compete"),
-        "several interests",
-        lambda config: getattr(config.backbone, "n_interests", 2) > 1,
-    ),
+    Rule(("loss.readout_power", "loss.compete"), "several interests", _has_several_interests),
     Rule(("text.spectrum",), "another text.item_init than random", lambda config: config.text.item_init != "random"),
-    Rule(
-        ("typical.clusters", "typical.represent", "typical.run"),
-        "typical.method=cluster",
-        lambda config: config.typical.method == "cluster",
-    ),
-    Rule(("typical.run",), "typical.represent=behaviour or both", lambda config: config.typical.represent != "text"),
-    Rule(("typical.seed",), "typical.method=cluster or random", lambda config: config.typical.method != "longest"),
-    Rule(("typical.budget",), "typical.budget_share=0", lambda config: config.typical.budget_share == 0),
     Rule(_EXPLICIT, "eimf.enabled=true", lambda config: config.eimf.enabled),
     Rule(("eimf.share",), "a loss or a start that needs labels", lambda config: config.reads_labels),
     Rule(
@@ -96,30 +108,44 @@ RULES = (
         "a loss or a start that needs labels, or prototypes",
         lambda config: config.reads_labels or config.eimf.prototypes != "none",
     ),
+    Rule(("eimf.control",), "eimf.assignment_weight (where it is mix)", _mixes),
     Rule(
         ("eimf.prediction_weight",),
         "another eimf.prediction than none",
         lambda config: config.eimf.prediction != "none",
     ),
+    Rule(("eimf.frozen_items",), "eimf.prediction=next_item", lambda config: _predicts(config, "next_item")),
     Rule(
-        ("eimf.frozen_items",),
-        "eimf.prediction=next_item",
-        lambda config: config.eimf.prediction == "next_item",
+        ("eimf.only_after",),
+        "eimf.prediction=next_item, or eimf.tasks",
+        lambda config: _predicts(config, "next_item") or bool(config.eimf.tasks),
     ),
-    Rule(("eimf.clusters",), "eimf.prediction=interest", lambda config: config.eimf.prediction == "interest"),
+    Rule(("eimf.clusters",), "eimf.prediction=interest", lambda config: _predicts(config, "interest")),
     Rule(
-        ("eimf.alignment_weight",), "another eimf.alignment than none", lambda config: config.eimf.alignment != "none"
+        ("eimf.alignment_weight",),
+        "another eimf.alignment than none",
+        lambda config: config.eimf.alignment != "none",
     ),
-    Rule(("eimf.matching", "eimf.temperature"), "eimf.alignment, or eimf.prediction=interest", _matches),
+    Rule(
+        ("eimf.matching",),
+        "eimf.alignment, or eimf.prediction=interest",
+        lambda config: _aligns(config) or _predicts(config, "interest"),
+    ),
+    Rule(
+        ("eimf.temperature",),
+        "eimf.alignment=infonce, eimf.matching=soft or eimf.prediction=interest",
+        _has_temperature,
+    ),
     Rule(
         ("eimf.prototype_weight", "eimf.n_prototypes"),
         "another eimf.prototypes than none",
         lambda config: config.eimf.prototypes != "none",
     ),
+    Rule(("eimf.propagate",), "a loss of labelled users, or interests in eimf.prototypes", _uses_words),
     Rule(
-        ("eimf.propagate", "eimf.only_after"),
-        "a loss of labelled users",
-        lambda config: config.eimf.samples_labelled,
+        ("eimf.every",),
+        "a loss of labelled users, or eimf.prediction=next_interest",
+        lambda config: config.eimf.samples_labelled or _predicts(config, "next_interest"),
     ),
     Rule(
         ("eimf.linked", "eimf.link_temperature"),
@@ -134,18 +160,27 @@ RULES = (
         lambda config: config.logger.wandb != "disabled",
     ),
 )
+"""Of training and evaluation."""
+LABELLING = (
+    Rule(("typical.clusters",), "typical.method=cluster", lambda config: config.typical.method == "cluster"),
+    Rule(("typical.run",), "typical.represent=behaviour or both", lambda config: config.typical.represent != "text"),
+    Rule(("typical.seed",), "typical.method=cluster or random", lambda config: config.typical.method != "longest"),
+    Rule(("typical.budget",), "typical.budget_share=0", lambda config: config.typical.budget_share == 0),
+)
+"""Of labelling."""
 
 
 def needs_of(key: str) -> list[str]:
     """What a setting needs to have an effect, such as `optim.name=rowwise`."""
     section = key.partition(".")[0]
-    return list(dict.fromkeys(rule.needs for rule in RULES if key in rule.keys or section in rule.keys))
+    rules = (*RULES, *LABELLING)
+    return list(dict.fromkeys(rule.needs for rule in rules if key in rule.keys or section in rule.keys))
 
 
-def idle_settings(config: Config) -> Iterator[Idle]:
+def idle_settings(config: Config, rules: Sequence[Rule] = RULES) -> Iterator[Idle]:
     """The settings that differ from their defaults and have no effect, each with the first rule that says so."""
     found = set()
-    for rule in RULES:
+    for rule in rules:
         if rule.holds(config):
             continue
         for key in rule.keys:
@@ -159,9 +194,9 @@ def idle_settings(config: Config) -> Iterator[Idle]:
                     yield Idle(path, value, default, rule.needs)
 
 
-def without_idle(config: Config) -> Config:
+def without_idle(config: Config, rules: Sequence[Rule] = RULES) -> Config:
     """The configuration with the default of every setting that has no effect."""
-    while idle := next(idle_settings(config), None):  # each may decide about others
+    while idle := next(idle_settings(config, rules), None):  # each may decide about others
         section, _, name = idle.key.partition(".")
         options = getattr(config, section)
         whole = name == _CHOOSES.get(section)  # another component has other options

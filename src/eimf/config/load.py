@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eimf.config.checks import check, check_component, check_keys, check_no_interpolation
 from eimf.config.components import BACKBONES, BACKENDS, LOSSES, SOURCES
 from eimf.config.earlier import convert
-from eimf.config.effect import Idle, idle_settings, without_idle
+from eimf.config.effect import LABELLING, RULES, Idle, Rule, idle_settings, without_idle
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
 from eimf.core.options import check_ranges, nearest
@@ -38,6 +38,8 @@ CHOSEN: dict[str, tuple[str, Registry]] = {
 SHORT = {"dataset": "name", "backbone": "name", "loss": "name"}
 """`backbone: mind` stands for `backbone: {name: mind}`."""
 PRESETS = "presets"
+STORED = "run.json"
+"""Beside the `config.yaml` of a run folder."""
 
 
 class Layer(NamedTuple):
@@ -47,7 +49,8 @@ class Layer(NamedTuple):
     """Where the values come from: the path of a file, or the argument."""
     values: Values
     strict: bool = True
-    """Whether a setting without effect is refused (see `eimf.config.effect`), rather than ignored."""
+    """Whether a setting without effect is refused (see `eimf.config.effect`), rather than ignored: not in presets and
+    in files for all models of a data set or all data sets of a model, nor in the `config.yaml` of a run folder."""
     argument: bool = False
     """Whether it is a `key=value` argument. All arguments of a command are taken together."""
 
@@ -70,16 +73,6 @@ def load(
     return resolve(read_layers(path, overrides, [Layer("settings", dict(settings))] if settings else []))
 
 
-def load_stored(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Read the `config.yaml` of a run folder. Settings in it that have no effect are ignored: earlier versions wrote
-    them.
-
-    Raises:
-        ConfigError: see `load`.
-    """
-    return resolve([layer._replace(strict=layer.origin != str(path)) for layer in read_layers(path, overrides)])
-
-
 def load_for(
     dataset: str, backbone: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
 ) -> Config:
@@ -98,31 +91,37 @@ def resolve(layers: Sequence[Layer], trains: bool = True) -> Config:
     away: `eimf.enabled=false` on the command line turns off whatever a file says about `eimf`.
 
     Args:
-        trains: whether the configuration is that of a model. Without one, as in labelling, settings are as they are.
+        trains: whether the configuration is that of a model, or that of labelling.
 
     Raises:
         ConfigError: names the key, the value and the fix.
     """
-    config = _build_all(merge_layers(layers))
+    config, rules = _build_all(merge_layers(layers)), RULES if trains else LABELLING
     check_ranges(config)
-    for idle, index in ignored(layers) if trains else []:
-        together = None if layers[index].argument else index + 1
-        below = _build_all(merge_layers(layers[:together]))
-        if layers[index].strict and idle.key in {other.key for other in idle_settings(below)}:
+    for idle, index in ignored(layers, rules):
+        if layers[index].strict and _is_idle(idle.key, layers, index, rules):
             raise ConfigError(
                 f"{idle.key}: is {idle.value!r}, which has no effect here: it needs {idle.needs}; leave it at "
                 f"{idle.default!r}."
             )
-    if trains:
-        config = without_idle(config)
+    config = without_idle(config, rules)
     check(config)
     return config
 
 
-def ignored(layers: Sequence[Layer]) -> list[tuple[Idle, int]]:
+def _is_idle(key: str, layers: Sequence[Layer], index: int, rules: Sequence[Rule]) -> bool:
+    """Whether a setting has no effect without the layers above the one that sets it."""
+    below = layers if layers[index].argument else layers[: index + 1]
+    try:
+        return key in {idle.key for idle in idle_settings(_build_all(merge_layers(below)), rules)}
+    except ConfigError:  # options of a component that a later layer chooses
+        return False
+
+
+def ignored(layers: Sequence[Layer], rules: Sequence[Rule] = RULES) -> list[tuple[Idle, int]]:
     """The settings of layers that have no effect, each with the index of the layer that sets it."""
     found = []
-    for idle in idle_settings(_build_all(merge_layers(layers))):
+    for idle in idle_settings(_build_all(merge_layers(layers)), rules):
         path = tuple(idle.key.split("."))
         setters = [index for index, layer in enumerate(layers) if any(one[:2] == path for one in _paths(layer.values))]
         if setters:  # else it comes from a component's own default
@@ -148,7 +147,8 @@ def read_layers(
     """
     own: list[Layer] = []
     if path is not None:
-        own += _with_presets(Layer(str(path), read_yaml(path)))
+        stored = (Path(path).parent / STORED).is_file()
+        own += _with_presets(Layer(str(path), read_yaml(path), strict=not stored))
     for layer in settings:
         check_no_interpolation(layer.values, layer.origin)
         own += _with_presets(layer._replace(values=named(layer.values)))
@@ -163,7 +163,7 @@ def read_layers(
             check_component(name, "dataset.name")
         found = find_experiment(f"{folder}/{name}.yaml") if ":" not in name and "/" not in name else None
         if found is not None:
-            below += _with_presets(Layer(str(found), read_yaml(found)))
+            below += _with_presets(Layer(str(found), read_yaml(found), strict=False))
         elif section == "dataset" and "source" not in chosen:
             raise ConfigError(
                 f"dataset.name: no experiments/datasets/{name}.yaml{nearest(name, names_in(folder))}. "
@@ -185,7 +185,7 @@ def _with_presets(layer: Layer) -> list[Layer]:
                 f"presets: no experiments/presets/{name}.yaml{nearest(str(name), names_in('presets'))}; "
                 f"there are {', '.join(names_in('presets'))}."
             )
-        presets.append(Layer(str(path), read_yaml(path), layer.strict))
+        presets.append(Layer(str(path), read_yaml(path), strict=False))
     return [*presets, layer._replace(values=values)]
 
 

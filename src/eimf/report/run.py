@@ -8,7 +8,7 @@ import numpy as np
 import polars
 import torch
 
-from eimf.config.load import load_stored
+from eimf.config.load import load
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.batch import gather_history
@@ -45,7 +45,7 @@ def describe_run(folder: Path) -> list[Section]:
         ArtifactError: the run is not finished, or its data cannot be prepared now.
     """
     results = read_results(folder)
-    config = load_stored(folder / "config.yaml")
+    config = load(folder / "config.yaml")
     part = "test" if "test" in results else "val"
     prepared = prepare(config.dataset, config.data.root, digest=results["data_digest"])
     if prepared.digest != results["data_digest"]:

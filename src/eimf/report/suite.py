@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import polars
 
-from eimf.config.load import load_stored
+from eimf.config.load import load
 from eimf.evaluation.groups import POPULARITY
 from eimf.report.figures import interval_panels, intervals, lines
 from eimf.report.page import Cell, Section, number
@@ -110,7 +110,7 @@ def _curves(comparison: dict[str, Any]) -> tuple[str, ...]:
         folder = Path(next(iter(seeds.values()), ""))
         rows = read_curves(folder / "metrics.csv")
         if rows:
-            monitor = load_stored(folder / "config.yaml").monitor
+            monitor = load(folder / "config.yaml").monitor
             logged = [row for row in rows if monitor in row]
             curves[_label(comparison, variant)] = (
                 [row["epoch"] + 1 for row in logged],

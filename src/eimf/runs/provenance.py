@@ -52,9 +52,9 @@ def run_key(config: Config, data_digest: str, label_digest: str, inputs: Mapping
         *(("text", "vectors"), ("eval", "labels")),
     ):
         del values[section][name]
-    del values["logger"], values["experiment"], values["llm"], values["start"]
+    del values["logger"], values["experiment"], values["llm"], values["typical"], values["start"]
     if not config.eimf.enabled:
-        del values["eimf"], values["typical"]
+        del values["eimf"]
     return sha256_json({"config": values, "data": data_digest, "labels": label_digest} | dict(inputs or {}))
 
 

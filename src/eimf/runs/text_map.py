@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from eimf.config.load import load_stored
+from eimf.config.load import load
 from eimf.core.errors import ArtifactError, ConfigError, DataError
 from eimf.core.files import replacing, sha256_file
 from eimf.data.text import item_vectors
@@ -143,7 +143,7 @@ def make_text_map(folder: Path, overrides: Sequence[str] = ()) -> TextMap:
     backbone, _ = restore_backbone(read_checkpoint(folder), folder)
     if not backbone.trainable:
         raise ConfigError(f"{folder}: backbone {backbone.config.name!r} has no trained item vectors to map texts to.")
-    config = load_stored(folder / "config.yaml", overrides)
+    config = load(folder / "config.yaml", overrides)
     items = read_frame(folder / "items.parquet", read_run(folder).get("items_sha256", ""))
     if "count" not in items.columns:
         raise ArtifactError(f"{folder}/items.parquet: has no counts (an earlier version trained it); train again.")

@@ -21,7 +21,7 @@ from eimf.config.load import (
     files_for,
     find_experiment,
     ignored,
-    load_stored,
+    load,
     merge_layers,
     named,
     names_in,
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
 
 
+COMMON = "settings"
+"""The key of a suite's settings for all variants."""
 FINISHED, RUNNING, RESUMABLE, MISSING = "finished", "running", "interrupted", "missing"
 
 
@@ -154,7 +156,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
     configs_of: dict[str, list[Config]] = {}
     labels: dict[str, str] = {}
-    unused: dict[str, Idle] | None = None
+    unused: list[dict[str, Idle]] = []
     for variant, given in variants.items():
         where = f"{path}: variants.{variant}"
         own = _mapping(given, where)
@@ -165,16 +167,16 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
             config = resolve(layers)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        everywhere = {idle.key: idle for idle, index in ignored(layers) if not layers[index].strict}
-        unused = everywhere if unused is None else {key: idle for key, idle in unused.items() if key in everywhere}
+        unused.append(_unused(layers) | _unused(_layers(common, own, [])))
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
         configs_of[str(variant)] = [
             replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
             for seed in seeds
         ]
-    for idle in (unused or {}).values():
+    for key in set.intersection(*map(set, unused)):
+        needs = "; or ".join(dict.fromkeys(idle[key].needs for idle in unused))
         raise ConfigError(
-            f"{path}: {idle.key}: is {idle.value!r}, which has no effect in any variant: it needs {idle.needs}; leave "
+            f"{path}: {key}: is {unused[0][key].value!r}, which has no effect in any variant: it needs {needs}; leave "
             "it out."
         )
     first = configs_of[baseline][0]
@@ -194,7 +196,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
 def _layers(common: Mapping[str, Any], own: Mapping[str, Any], overrides: Sequence[str]) -> list[Layer]:
     """The layers of a variant: the files of its data set and backbone, whose names all other layers may change, the
     settings of the suite, its own, and the overrides. What is for all variants may have no effect in some of them."""
-    settings = [Layer("settings", dict(common), strict=False), Layer("variant", dict(own))]
+    settings = [Layer(COMMON, dict(common), strict=False), Layer("variant", dict(own))]
     chosen = merge_layers([layer._replace(values=named(layer.values)) for layer in settings])
     names = {"dataset": "demo", "backbone": "comirec_sa"}
     for section in names:
@@ -204,7 +206,15 @@ def _layers(common: Mapping[str, Any], own: Mapping[str, Any], overrides: Sequen
             if key in (section, f"{section}.name"):
                 names[section] = value
     layers = read_layers(*files_for(names["dataset"], names["backbone"], overrides), settings)
-    return [layer._replace(strict=layer.strict and layer.origin not in overrides) for layer in layers]
+    return [layer._replace(strict=layer.strict and not layer.argument) for layer in layers]
+
+
+def _unused(layers: Sequence[Layer]) -> dict[str, Idle]:
+    """What has no effect in a variant, of the settings for all variants: the arguments if there are any, else those of
+    the suite's file. (An argument may take away the effect of a setting of the file.)"""
+    arguments = any(layer.argument for layer in layers)
+    chosen = [layer.argument if arguments else layer.origin == COMMON for layer in layers]
+    return {idle.key: idle for idle, index in ignored(layers) if chosen[index]}
 
 
 def _metrics(config: Config) -> list[str]:
@@ -285,8 +295,11 @@ def find_runs(root: Path) -> list[Found]:
 
 def _key_today(folder: Path, record: Mapping[str, Any]) -> str:
     try:
-        config = load_stored(folder / "config.yaml")
-        return run_key(config, record["data_digest"], record["label_digest"], record.get("inputs"))
+        config = load(folder / "config.yaml")
+        inputs = dict(record.get("inputs") or {})
+        if not config.eval.labels:  # they had no effect
+            inputs.pop("eval.labels", None)
+        return run_key(config, record["data_digest"], record["label_digest"], inputs)
     except ConfigError:  # made by another version with other settings
         return record["key"]
 

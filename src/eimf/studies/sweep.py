@@ -16,6 +16,7 @@ import yaml
 from scipy.special import ndtri
 
 from eimf.config.checks import nearest
+from eimf.config.effect import needs_of
 from eimf.config.schema import Config
 from eimf.core.errors import ConfigError
 
@@ -276,14 +277,23 @@ def _check_settings(path: Path, fixed: Sequence[str], parameters: Sequence[Param
             "chosen."
         )
     middle = [parameter.at(0.5) for parameter in parameters]
+    idle = {parameter.name for parameter in parameters if len(parameter.path) == 2}
     for index, parameter in enumerate(parameters):
         for value in parameter.values or (
             (parameter.at(0.5),) if "normal" in parameter.distribution else (parameter.at(0.0), parameter.at(1.0))
         ):
+            values = [*middle[:index], value, *middle[index + 1 :]]
             try:
-                load([*fixed, *arguments_of(parameters, [*middle[:index], value, *middle[index + 1 :]])])
+                config = load([*fixed, *arguments_of(parameters, values)])
             except ConfigError as error:
                 raise ConfigError(f"{path}: parameters.{parameter.name}: {error}") from None
+            for other, given in zip(parameters, values, strict=True):  # what has no effect is reset to its default
+                if other.name in idle and getattr(getattr(config, other.path[0]), other.path[1]) == given:
+                    idle.discard(other.name)
+    for name in sorted(idle):
+        needs = " and ".join(needs_of(name))
+        if needs:
+            raise ConfigError(f"{path}: parameters.{name}: has no effect in any run: it needs {needs}; leave it out.")
     return base
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from eimf.config.load import from_dict, load_stored, to_dict
+from eimf.config.load import from_dict, load, to_dict
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError, LabelError
 from eimf.data.prepare import prepare
@@ -95,8 +95,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str,
     allowed = ("eval.", "trainer.", "data.eval_batch_size=", "data.root=")
     if wrong := [text for text in overrides if not text.startswith(allowed)]:
         raise ConfigError(f"{wrong[0]!r}: only eval.*, trainer.*, data.root and data.eval_batch_size can change here.")
-    check_config(load_stored(folder / "config.yaml"), checkpoint, folder)
-    config = load_stored(folder / "config.yaml", overrides)
+    check_config(load(folder / "config.yaml"), checkpoint, folder)
+    config = load(folder / "config.yaml", overrides)
     prepared = prepare(config.dataset, config.data.root, checkpoint[ORIGIN]["data_digest"])
     check_data(checkpoint, prepared, folder)
     data = build_data(config, prepared, labelled=False)

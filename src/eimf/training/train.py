@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
-from eimf.config.load import load_stored, to_dict, to_yaml
+from eimf.config.load import load, to_dict, to_yaml
 from eimf.config.schema import Config
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import lock, sha256_file, write_json_atomic, write_text_atomic
@@ -90,7 +90,7 @@ def train(config: Config, resume: Path | None = None, prepared: Prepared | None 
         held = "another process trains this run; wait for it or end it."
         with lock(folder / LOCK, held) if first else nullcontext():
             # A resumed run may have been given more epochs.
-            if resume is not None and first and config != load_stored(folder / "config.yaml"):
+            if resume is not None and first and config != load(folder / "config.yaml"):
                 write_text_atomic(folder / "config.yaml", to_yaml(config))
                 key = run_key(config, prepared.digest, labels, inputs)
                 write_json_atomic(folder / RUN, read_run(folder) | {"key": key})
@@ -235,7 +235,7 @@ def resume_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
         )
     if wrong := [text for text in overrides if not text.startswith("trainer.max_epochs=")]:
         raise ConfigError(f"--resume: {wrong[0]!r} cannot change; only trainer.max_epochs can be raised.")
-    config = load_stored(folder / "config.yaml", overrides)
+    config = load(folder / "config.yaml", overrides)
     check_config(config, read_checkpoint(folder, LAST), folder)
     return config
 
