@@ -224,7 +224,7 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("baseline: three", "'three' is not a variant; choose one of one, two"),
+        ("baseline: three", "'three' is not a variant here; choose one of one, two"),
         ("seeds: [0, 0]", "list of different whole numbers"),
         ("seeds: 3", "list of different whole numbers"),
         ("metrics: [recall@21]", "'recall@21' is not computed"),
@@ -250,6 +250,16 @@ def test_a_suite_with_other_settings_gets_its_own_folder() -> None:
     assert {config.backbone.name for (config,) in suite.variants.values()} == {"remi"}
     assert suite.first.loss.name == "ihn"  # remi's own file lies below
     assert suite.first.seed == 3
+
+
+def test_some_variants_of_a_suite() -> None:
+    suite = read_suite("several_interests", ["only=[four_shared, one]", "dataset=demo"])
+    assert (list(suite.variants), suite.baseline) == (["one", "four_shared"], "one")
+    with pytest.raises(ConfigError, match="only: 'fuor' is not a variant .did you mean 'four'"):
+        read_suite("several_interests", ["only=one,fuor"])
+    with pytest.raises(ConfigError, match="baseline: 'one' is not a variant here; choose one of four"):
+        read_suite("several_interests", ["only=[four]"])
+    assert read_suite("several_interests", ["only=[four]", "baseline=four"]).baseline == "four"
 
 
 def test_the_ready_suites_load() -> None:

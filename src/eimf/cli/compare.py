@@ -41,7 +41,7 @@ def add_commands(commands: Commands) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings of all variants, and seeds=[0,1,2], suite=NAME, baseline=VARIANT",
+        help="settings of all variants, and seeds=[0,1,2], only=[VARIANT,...], suite=NAME, baseline=VARIANT",
     )
     parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
     parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")

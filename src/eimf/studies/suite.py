@@ -122,7 +122,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     Args:
         path: a file, or the name of one in experiments/suites.
         overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]`,
-            `suite=NAME` and `baseline=VARIANT`.
+            `only=[VARIANT,VARIANT]`, `suite=NAME` and `baseline=VARIANT`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.
@@ -147,13 +147,14 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for text in overrides:  # the same suite with other settings needs its own folder
         name = text.removeprefix("suite=") if text.startswith("suite=") else name
     chosen = [text.removeprefix("baseline=") for text in overrides if text.startswith("baseline=")]
-    overrides = [text for text in overrides if not text.startswith(("seeds=", "suite=", "baseline="))]
+    variants = _only(variants, overrides, path)
+    overrides = [text for text in overrides if not text.startswith(("seeds=", "only=", "suite=", "baseline="))]
     check_component(name, f"{path}: suite")
     for variant in variants:
         check_component(str(variant), f"{path}: variants")
     baseline = chosen[-1] if chosen else str(values.get("baseline", next(iter(variants))))
     if baseline not in variants:
-        raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant; choose one of {', '.join(variants)}.")
+        raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant here; choose one of {', '.join(variants)}.")
     configs_of: dict[str, list[Config]] = {}
     labels: dict[str, str] = {}
     unused: list[dict[str, Idle]] = []
@@ -233,6 +234,18 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: must be a group of key: value pairs, is {value!r}.")
     return dict(value)
+
+
+def _only(variants: Mapping[Any, Any], overrides: Sequence[str], path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """The variants that `only=` names, in the suite's order; all without it."""
+    chosen = [text[5:].strip("[]").split(",") for text in overrides if text.startswith("only=")]
+    wanted = [name.strip() for name in chosen[-1]] if chosen else list(map(str, variants))
+    if unknown := [name for name in wanted if name not in map(str, variants)]:
+        raise ConfigError(
+            f"{path}: only: {unknown[0]!r} is not a variant{nearest(unknown[0], list(map(str, variants)))}; choose of "
+            f"{', '.join(map(str, variants))}."
+        )
+    return {name: settings for name, settings in variants.items() if str(name) in wanted}
 
 
 def _seeds(value: Any, overrides: Sequence[str], path: str | os.PathLike[str]) -> tuple[int, ...]:
