@@ -260,6 +260,8 @@ def test_some_variants_of_a_suite() -> None:
     with pytest.raises(ConfigError, match="baseline: 'one' is not a variant here; choose one of four"):
         read_suite("several_interests", ["only=[four]"])
     assert read_suite("several_interests", ["only=[four]", "baseline=four"]).baseline == "four"
+    # What the file sets for all variants needs an effect in one of all, not of these.
+    assert list(read_suite("explicit_interests", ["only=[ease]", "baseline=ease"]).variants) == ["ease"]
 
 
 def test_the_ready_suites_load() -> None:

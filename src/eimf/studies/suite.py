@@ -147,39 +147,34 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     for text in overrides:  # the same suite with other settings needs its own folder
         name = text.removeprefix("suite=") if text.startswith("suite=") else name
     chosen = [text.removeprefix("baseline=") for text in overrides if text.startswith("baseline=")]
-    variants = _only(variants, overrides, path)
+    settings = {variant: _mapping(given, f"{path}: variants.{variant}") for variant, given in variants.items()}
+    labels = {
+        str(variant): _label(own.pop("label"), f"{path}: variants.{variant}")
+        for variant, own in settings.items()
+        if own.get("label") is not None
+    }
+    _check_used(path, [_layers(common, own, []) for own in settings.values()])
+    settings = _only(settings, overrides, path)
     overrides = [text for text in overrides if not text.startswith(("seeds=", "only=", "suite=", "baseline="))]
     check_component(name, f"{path}: suite")
-    for variant in variants:
+    for variant in settings:
         check_component(str(variant), f"{path}: variants")
-    baseline = chosen[-1] if chosen else str(values.get("baseline", next(iter(variants))))
-    if baseline not in variants:
-        raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant here; choose one of {', '.join(variants)}.")
+    baseline = chosen[-1] if chosen else str(values.get("baseline", next(iter(settings))))
+    if baseline not in settings:
+        raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant here; choose one of {', '.join(settings)}.")
     configs_of: dict[str, list[Config]] = {}
-    labels: dict[str, str] = {}
-    unused: list[dict[str, Idle]] = []
-    for variant, given in variants.items():
-        where = f"{path}: variants.{variant}"
-        own = _mapping(given, where)
-        if (label := own.pop("label", None)) is not None:
-            labels[str(variant)] = _label(label, where)
+    for variant, own in settings.items():
         try:
-            layers = _layers(common, own, overrides)
-            config = resolve(layers)
+            config = resolve(_layers(common, own, overrides))
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        unused.append(_unused(layers) | _unused(_layers(common, own, [])))
+            raise ConfigError(f"{path}: variants.{variant}: {error}") from None
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
         configs_of[str(variant)] = [
             replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
             for seed in seeds
         ]
-    for key in set.intersection(*map(set, unused)):
-        needs = "; or ".join(dict.fromkeys(idle[key].needs for idle in unused))
-        raise ConfigError(
-            f"{path}: {key}: is {unused[0][key].value!r}, which has no effect in any variant: it needs {needs}; leave "
-            "it out."
-        )
+    if overrides:
+        _check_used(path, [_layers(common, own, overrides) for own in settings.values()])
     first = configs_of[baseline][0]
     for variant, configs in configs_of.items():
         if (configs[0].dataset, configs[0].split) != (first.dataset, first.split):
@@ -208,6 +203,21 @@ def _layers(common: Mapping[str, Any], own: Mapping[str, Any], overrides: Sequen
                 names[section] = value
     layers = read_layers(*files_for(names["dataset"], names["backbone"], overrides), settings)
     return [layer._replace(strict=layer.strict and not layer.argument) for layer in layers]
+
+
+def _check_used(path: str | os.PathLike[str], variants: Sequence[Sequence[Layer]]) -> None:
+    """Refuse settings for all variants that have an effect in none.
+
+    Args:
+        variants: the layers of each.
+    """
+    unused = [_unused(layers) for layers in variants]
+    for key in set.intersection(*map(set, unused)):
+        needs = "; or ".join(dict.fromkeys(idle[key].needs for idle in unused))
+        raise ConfigError(
+            f"{path}: {key}: is {unused[0][key].value!r}, which has no effect in any variant: it needs {needs}; leave "
+            "it out."
+        )
 
 
 def _unused(layers: Sequence[Layer]) -> dict[str, Idle]:
