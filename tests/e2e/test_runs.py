@@ -22,6 +22,7 @@ from eimf.cli.tables import print_results
 from eimf.config.load import load
 from eimf.core.errors import ArtifactError, ConfigError, DataError
 from eimf.data.prepare import prepare
+from eimf.runs.folder import BEST, LAST, read_checkpoint
 from eimf.runs.results import Run
 from eimf.training.build import build_data, build_model, build_trainer
 from eimf.training.datamodule import InteractionData
@@ -199,6 +200,12 @@ def test_sigkill_and_resume_end_with_the_same_digits(data_root: Path, tmp_path: 
             return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
     assert learning(folder) == learning(whole.folder)
+
+
+def test_the_last_checkpoint_is_that_of_the_last_epoch(data_root: Path, tmp_path: Path) -> None:
+    """Also where no epoch is better than the first."""
+    made = train(tiny_config(data_root, tmp_path, "optim.lr=1e-8", "trainer.max_epochs=4", "trainer.patience=4"))
+    assert [read_checkpoint(made.folder, name)["epoch"] for name in (BEST, LAST)] == [0, 3]
 
 
 def test_serving_in_three_lines(run: Run) -> None:

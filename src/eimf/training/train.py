@@ -208,7 +208,6 @@ def run_callbacks(config: Config, folder: Path) -> list[Callback]:
             filename="best",
             monitor=config.monitor,
             mode="max",
-            save_last=True,
             enable_version_counter=False,
             every_n_epochs=1,
             save_on_train_epoch_end=True,

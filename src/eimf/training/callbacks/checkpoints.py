@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from eimf.core.errors import ArtifactError
 from eimf.core.files import disk_error, make_folder, replacing
+from eimf.runs.folder import LAST
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -33,7 +35,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps the best and the last checkpoint, and knows the best one also after the run folder was moved."""
+    """Keeps the best and the last checkpoint, and knows the best one also after the run folder was moved.
+
+    With `save_last`, Lightning keeps the last checkpoint of those that were the best; here it is that of every epoch, so
+    that a resumed run repeats none.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        assert self.dirpath is not None
+        self.last_model_path = str(Path(self.dirpath) / Path(LAST).name)  # part of the state
+        trainer.save_checkpoint(self.last_model_path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
