@@ -37,8 +37,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the best and the last checkpoint, and knows the best one also after the run folder was moved.
 
-    With `save_last`, Lightning keeps the last checkpoint of those that were the best; here it is that of every epoch, so
-    that a resumed run repeats none.
+    With `save_last`, Lightning keeps the last checkpoint of those that were the best. Here it is that of every epoch,
+    so that a resumed run repeats none.
     """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
