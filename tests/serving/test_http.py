@@ -173,7 +173,7 @@ def test_a_token_is_asked_for_where_one_is_set(model: Recommender) -> None:
     client = TestClient(build_app(Service(lambda: model), token=token), "http://127.0.0.1")
     body = {"history": [model.items["item_id"][0]], "n": 2}
     for headers in ({}, {"Authorization": f"Bearer {token}x"}, {"Authorization": token}, {"Authorization": "Bearer é"}):
-        encoded = {name: value.encode() for name, value in headers.items()}
+        encoded = {name.encode(): value.encode() for name, value in headers.items()}
         for path in ("/recommend", "/items"):
             reply = client.post(path, json=body, headers=encoded)
             assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
