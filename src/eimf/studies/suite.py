@@ -163,9 +163,11 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     if baseline not in settings:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant here; choose one of {', '.join(settings)}.")
     configs_of: dict[str, list[Config]] = {}
+    layers_of: list[list[Layer]] = []
     for variant, own in settings.items():
         try:
-            config = resolve(_layers(common, own, overrides))
+            layers_of.append(_layers(common, own, overrides))
+            config = resolve(layers_of[-1])
         except ConfigError as error:
             raise ConfigError(f"{path}: variants.{variant}: {error}") from None
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
@@ -174,7 +176,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
             for seed in seeds
         ]
     if overrides:
-        _check_used(path, [_layers(common, own, overrides) for own in settings.values()])
+        _check_used(path, layers_of)
     first = configs_of[baseline][0]
     for variant, configs in configs_of.items():
         if (configs[0].dataset, configs[0].split) != (first.dataset, first.split):
