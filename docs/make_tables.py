@@ -72,6 +72,8 @@ def source(found: dict[str, Any]) -> str:
     seeds = sorted({seed for runs in found["runs"].values() for seed in runs}, key=int)
     users = f"{about['users'][found['part']]:,} {'test' if found['part'] == 'test' else 'validation'} users"
     seed = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    if about.get("resplit"):
+        users, seed = f"{len(seeds)} splits with {users} each", f"{seed} (of split and training)"
     return (
         f"`{about['command']}`: {users}, {about['split']} split, {seed}; lifts over "
         f"`{found['baseline']}`, * p < 0.05 after Holm's correction (paired bootstrap over users and seeds). "

@@ -33,10 +33,10 @@ variants:
 """
 
 
-def make_run(folder: Path, values: np.ndarray, part: str = "test") -> Path:
+def make_run(folder: Path, values: np.ndarray, part: str = "test", first_user: int = 0) -> Path:
     """A finished run with given per-user recall."""
     folder.mkdir(parents=True)
-    users = np.arange(len(values), dtype=np.int32)
+    users = np.arange(first_user, first_user + len(values), dtype=np.int32)
     frames = [
         polars.DataFrame({"user_idx": users, "metric": name, "k": 20, "value": scale * values, "part": one})
         for name, scale in (("recall", 1.0), ("ndcg", 0.5))
@@ -161,6 +161,60 @@ def test_runs_on_other_users_are_refused(runs: dict[str, dict[int, Path]], tmp_p
         compare("demo", runs, "base", ("recall@20",), resamples=200)
 
 
+def test_seeds_with_users_of_their_own(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = {seed: random.random(200) for seed in (0, 1, 2)}
+    runs = {
+        name: {
+            seed: make_run(tmp_path / f"{name}{seed}", values + lift, first_user=100 * seed)
+            for seed, values in base.items()
+        }
+        for name, lift in (("base", 0.0), ("better", 0.1))
+    }
+    cell = compare("demo", runs, "base", ("recall@20",), resamples=500).cells["better"]["recall@20"]
+    mean = float(np.mean([values.mean() for values in base.values()]))
+    assert cell.lift == pytest.approx(0.1 / mean)
+    assert cell.significant
+    # Groups of each seed's own users: in seed 2 nobody is in level a.
+    groups = {
+        seed: polars.DataFrame(
+            {
+                "user_idx": polars.Series(range(100 * seed, 100 * seed + 200), dtype=polars.Int32),
+                "group": "half",
+                "level": ["a" if user < 200 else "b" for user in range(100 * seed, 100 * seed + 200)],
+            }
+        )
+        for seed in base
+    }
+    found = compare_groups(runs, "base", "recall@20", groups, resamples=500)
+    assert [(one.level, one.users) for one in found] == [("a", 200), ("b", 200)]
+    assert found[0].baseline == pytest.approx((base[0].mean() + base[1][:100].mean()) / 2)
+    runs["better"][0] = make_run(tmp_path / "moved", base[0], first_user=1)
+    with pytest.raises(ArtifactError, match="other users"):
+        compare("demo", runs, "base", ("recall@20",), resamples=200)
+
+
+@pytest.mark.slow
+def test_each_seed_of_a_suite_can_split_the_users_anew(data_root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pair.yaml"
+    file.write_text(SUITE)
+    places = [f"data.root={data_root}", f"logger.root={tmp_path / 'logs'}"]
+    settings = [*TINY, "trainer.max_epochs=0", "resplit=true", *places]
+    suite = read_suite(file, settings)
+    assert [config.split.seed for config in suite.variants["one"]] == [0, 1]
+    assert main(["compare", str(file), *settings, "--groups"]) == 0
+    folder = tmp_path / "logs" / "demo-pair"
+    users = [
+        set(polars.read_parquet(folder / f"one-seed{seed}/version_0/metrics.parquet").filter(part="test")["user_idx"])
+        for seed in (0, 1)
+    ]
+    assert users[0] != users[1]
+    assert json.loads((folder / "comparison" / "comparison.json").read_text())["about"]["resplit"] is True
+    lifts = polars.read_csv(folder / "comparison" / "groups.csv")
+    counts = lifts.filter(variant="two").group_by("group").agg(polars.col("users").sum())
+    assert counts["users"].min() > len(users[0])  # those of both seeds
+
+
 def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pair.yaml"
     file.write_text(SUITE)
@@ -227,6 +281,9 @@ def test_a_suite_runs_once_and_grows(data_root: Path, tmp_path: Path, capsys: py
         ("baseline: three", "'three' is not a variant here; choose one of one, two"),
         ("seeds: [0, 0]", "list of different whole numbers"),
         ("seeds: 3", "list of different whole numbers"),
+        ("resplit: twice", "resplit: must be true or false, is 'twice'"),
+        ("{resplit: true, settings: {split: {kind: loo}}, metrics: []}", "is 'loo', and resplit=true shuffles users"),
+        ("{resplit: true, settings: {split: {seed: 3}}}", "split.seed: is 3, and resplit=true sets it"),
         ("metrics: [recall@21]", "'recall@21' is not computed"),
         ("colour: red", "colour: no such key; a suite has"),
         ("settings: {backbone: {n_interest: 3}}", "did you mean 'n_interests'"),

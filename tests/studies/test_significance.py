@@ -54,6 +54,36 @@ def test_seeds_count_as_chance() -> None:
     assert wide.p_bootstrap > 0.05 > narrow.p_bootstrap
 
 
+def test_seeds_may_have_users_of_their_own() -> None:
+    """More users make the interval narrower. It is too wide rather than too narrow: with disjoint users, their chance
+    is also in the seeds' means, so that it counts twice in the variance."""
+    random = np.random.default_rng(4)
+    values = random.normal(0.1, 1, (4, 500))
+    apart = np.full((4, 2000), np.nan)
+    for seed in range(4):
+        apart[seed, 500 * seed : 500 * (seed + 1)] = values[seed]
+    same, other = compare_paired(values[:1], values[:1] * 0), compare_paired(apart, apart * 0)
+    assert other.mean == pytest.approx(values.mean())
+    error = values.std() / np.sqrt(values.size)
+    assert 1 < (other.high - other.low) / (2 * 1.96 * error) < 1.5
+    assert other.high - other.low < 0.75 * (same.high - same.low)
+    assert other.p_seeds == pytest.approx(stats.ttest_1samp(values.mean(axis=1), 0)[1])
+
+
+def test_users_that_no_seed_has_change_nothing() -> None:
+    random = np.random.default_rng(5)
+    variant, base = random.random((2, 300)), random.random((2, 300))
+    nothing = np.full((1, 300), np.nan)
+    assert compare_paired(variant, base) == compare_paired(
+        np.concatenate([variant, nothing]), np.concatenate([base, nothing])
+    )
+
+
+def test_values_of_other_users_are_refused() -> None:
+    with pytest.raises(ValueError, match="same seeds and users"):
+        compare_paired(np.array([[0.5, np.nan]]), np.array([[np.nan, 0.5]]))
+
+
 def test_t_test_over_seeds() -> None:
     a, b = np.array([0.3, 0.4, 0.35]), np.array([0.29, 0.36, 0.36])
     assert paired_t_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)

@@ -19,6 +19,7 @@ from eimf.core.errors import ArtifactError, ConfigError
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from eimf.config.schema import Config
     from eimf.studies.comparison import Comparison
     from eimf.studies.suite import Planned, Suite
 
@@ -41,7 +42,8 @@ def add_commands(commands: Commands) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings of all variants, and seeds=[0,1,2], only=[VARIANT,...], suite=NAME, baseline=VARIANT",
+        help="settings of all variants, and seeds=[0,1,2], only=[VARIANT,...], resplit=true (other users for each "
+        "seed), suite=NAME, baseline=VARIANT",
     )
     parser.add_argument("--dry-run", action="store_true", help="show which runs exist and which would be made")
     parser.add_argument("--no-run", action="store_true", help="compare the finished runs; make none")
@@ -96,6 +98,7 @@ def _compare(options: argparse.Namespace) -> None:
     record = read_run(first)
     about = {name: record.get(name) for name in ("data_digest", "package_version", "code", "commit", "machine")}
     about |= {"command": command, "dataset": suite.first.dataset.name, "split": suite.first.split.kind}
+    about["resplit"] = suite.resplit
     about["users"] = read_results(first)["users"]
     _say_replaced(suite.folder / "comparison" / "comparison.json", runs)
     paths = write_comparison(comparison, suite.folder / "comparison", about)
@@ -153,10 +156,14 @@ def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Pat
     from eimf.training.build import build_data
     from eimf.training.evaluate import group_held_out
 
-    configs = [configs[0] for configs in suite.variants.values()]
-    config = next((each for each in configs if each.eimf.enabled), suite.first)  # with labels, if any variant has them
-    data = build_data(config, prepare(config.dataset, config.data.root), labelled=False)
-    groups = group_held_out(config, data, comparison.part)
+    prepared = prepare(suite.first.dataset, suite.first.data.root)
+
+    def groups_of(config: "Config") -> polars.DataFrame:
+        return group_held_out(config, build_data(config, prepared, labelled=False), comparison.part)
+
+    variants = list(suite.variants.values())
+    configs = next((each for each in variants if each[0].eimf.enabled), variants[0])  # with labels, if any variant has
+    groups = {config.seed: groups_of(config) for config in configs} if suite.resplit else groups_of(configs[0])
     lifts = compare_groups(runs, suite.baseline, comparison.metrics[0], groups, comparison.part)
     columns = ("group", "level", "variant", "users", "baseline", "lift", "95% interval")
     rows = [

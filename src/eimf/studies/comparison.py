@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from eimf.core.errors import ArtifactError
 from eimf.evaluation.agreement import METRIC as AGREEMENT
@@ -79,8 +79,16 @@ class Comparison:
         return sorted(self.cells, key=lambda variant: -np.nan_to_num(self.cells[variant][metric].mean, nan=-np.inf))
 
 
-def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
-    """Per-user values of a run by metric key, in the order of user_idx, and `user_idx` itself.
+class UserValues(NamedTuple):
+    """A metric of a run, user by user."""
+
+    users: Int[np.ndarray, " U"]
+    """user_idx, ascending."""
+    values: Float[np.ndarray, " U"]
+
+
+def read_users(folder: Path, part: str) -> dict[str, UserValues]:
+    """Per-user values of a run by metric key.
 
     Raises:
         ArtifactError: the run has no metrics of that part.
@@ -89,8 +97,10 @@ def read_users(folder: Path, part: str) -> dict[str, polars.Series]:
     if frame.is_empty():
         raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
     groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
-    values = {f"{metric}@{k}" if k else str(metric): group["value"] for (metric, k), group in groups.items()}
-    return values | {"user_idx": frame["user_idx"].unique().sort()}
+    return {
+        f"{metric}@{k}" if k else str(metric): UserValues(group["user_idx"].to_numpy(), group["value"].to_numpy())
+        for (metric, k), group in groups.items()
+    }
 
 
 def compare(
@@ -119,8 +129,8 @@ def compare(
     users = _read_all(runs, baseline, part)
     tests: dict[tuple[str, str], tuple[Difference, float]] = {}
     for metric in metrics:
-        for variant, ours, base in _pairs(users, baseline, metric):
-            tests[variant, metric] = (compare_paired(ours, base, resamples), float(base.mean()))
+        for variant, _, _, ours, base in _pairs(users, baseline, metric):
+            tests[variant, metric] = (compare_paired(ours, base, resamples), _mean(base))
     p = holm(np.array([test.p_bootstrap for test, _ in tests.values()]))
     p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
     corrected = dict(zip(tests, zip(p, p_seeds, strict=True), strict=True))
@@ -128,7 +138,9 @@ def compare(
     for variant, by_seed in users.items():
         cells[variant] = {}
         for metric in metrics:
-            means = np.array([values[metric].mean() for values in by_seed.values() if metric in values], dtype=float)
+            means = np.array(
+                [found[metric].values.mean() for found in by_seed.values() if metric in found], dtype=float
+            )
             spread = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
             lift = [float("nan")] * 5
             if (variant, metric) in tests:
@@ -161,7 +173,7 @@ def _check_filters(
         )
 
 
-Users = dict[str, dict[int, dict[str, polars.Series]]]
+Users = dict[str, dict[int, dict[str, UserValues]]]
 """Variant -> seed -> result of `read_users`."""
 
 
@@ -169,26 +181,46 @@ def _read_all(runs: Mapping[str, Mapping[int, Path]], baseline: str, part: str) 
     users = {
         variant: {seed: read_users(path, part) for seed, path in by_seed.items()} for variant, by_seed in runs.items()
     }
-    first = next(iter(users[baseline].values()))["user_idx"]
-    for variant, by_seed in users.items():
-        for seed, values in by_seed.items():
-            if not values["user_idx"].equals(first):
+    evaluated: dict[int, set[int]] = {}
+    for variant in (baseline, *users):
+        for seed, found in users[variant].items():
+            ours = set(np.concatenate([values.users for values in found.values()]).tolist())
+            if ours != evaluated.setdefault(seed, ours):
                 raise ArtifactError(f"{runs[variant][seed]}: was evaluated on other users than the baseline's runs.")
     return users
 
 
-def _pairs(
-    users: Users, baseline: str, metric: str
-) -> Iterator[tuple[str, Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]]]:
+class _Pair(NamedTuple):
+    """A variant and the baseline in one metric; NaN where a seed has other users."""
+
+    variant: str
+    seeds: list[int]
+    users: Int[np.ndarray, " U"]
+    ours: Float[np.ndarray, "S U"]
+    base: Float[np.ndarray, "S U"]
+
+
+def _pairs(users: Users, baseline: str, metric: str) -> Iterator[_Pair]:
     """For each other variant: its values and those of the baseline, for the seeds that both have."""
     for variant, by_seed in users.items():
         first = users[baseline]
         shared = [seed for seed in by_seed if seed in first and metric in by_seed[seed] and metric in first[seed]]
         if variant != baseline and shared:
-            ours, base = (
-                np.stack([of_variant[seed][metric].to_numpy() for seed in shared]) for of_variant in (by_seed, first)
-            )
-            yield variant, ours, base
+            everyone = np.unique(np.concatenate([first[seed][metric].users for seed in shared]))
+            ours, base = (_in_rows([of[seed][metric] for seed in shared], everyone) for of in (by_seed, first))
+            yield _Pair(variant, shared, everyone, ours, base)
+
+
+def _in_rows(found: Sequence[UserValues], everyone: Int[np.ndarray, " U"]) -> Float[np.ndarray, "S U"]:
+    rows = np.full((len(found), len(everyone)), np.nan)
+    for row, (users, values) in zip(rows, found, strict=True):
+        row[np.searchsorted(everyone, users)] = values
+    return rows
+
+
+def _mean(rows: Float[np.ndarray, "S U"]) -> float:
+    """The mean over the seeds of the mean over their users; seeds without users are left out."""
+    return float(np.mean([np.nanmean(row) for row in rows if not np.isnan(row).all()]))
 
 
 @dataclass(frozen=True)
@@ -211,31 +243,36 @@ def compare_groups(
     runs: Mapping[str, Mapping[int, Path]],
     baseline: str,
     metric: str,
-    groups: polars.DataFrame,
+    groups: polars.DataFrame | Mapping[int, polars.DataFrame],
     part: str = "test",
     resamples: int = 10_000,
 ) -> list[GroupLift]:
     """Lifts in groups of users. They are exploratory: nothing is corrected for the number of groups.
 
     Args:
-        groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`.
+        groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`; or one such table for each seed,
+            where the seeds have different users.
 
     Raises:
         ArtifactError: a run cannot be read.
     """
     users = _read_all(runs, baseline, part)
-    order = next(iter(users[baseline].values()))["user_idx"]
+    if isinstance(groups, polars.DataFrame):
+        groups = dict.fromkeys(users[baseline], groups)
+    rows = polars.concat([table.with_columns(seed=polars.lit(seed, polars.Int64)) for seed, table in groups.items()])
+    rows = rows.sort("group", polars.col("level").map_elements(place_of_level, polars.Int64), maintain_order=True)
     lifts = []
-    groups = groups.sort("group", polars.col("level").map_elements(place_of_level, polars.Int64), maintain_order=True)
-    for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
-        inside = order.is_in(members["user_idx"].implode()).to_numpy()
-        if not inside.any():
-            continue
-        for variant, ours, base in _pairs(users, baseline, metric):
-            test = compare_paired(ours[:, inside], base[:, inside], resamples)
-            mean = float(base[:, inside].mean())
+    for (group, level), members in rows.partition_by("group", "level", as_dict=True, maintain_order=True).items():
+        inside = {seed: members.filter(seed=seed)["user_idx"].to_numpy() for seed in groups}
+        for variant, seeds, everyone, ours, base in _pairs(users, baseline, metric):
+            left_out = ~np.stack([np.isin(everyone, inside[seed]) for seed in seeds])
+            ours[left_out] = base[left_out] = np.nan
+            if np.isnan(base).all():
+                continue
+            test, mean = compare_paired(ours, base, resamples), _mean(base)
             ratio = [value / mean if mean else float("nan") for value in (test.mean, test.low, test.high)]
-            lifts.append(GroupLift(variant, str(group), str(level), int(inside.sum()), mean, *ratio))
+            count = int((~np.isnan(base)).any(axis=0).sum())
+            lifts.append(GroupLift(variant, str(group), str(level), count, mean, *ratio))
     return lifts
 
 

@@ -26,16 +26,22 @@ def compare_paired(
 ) -> Difference:
     """Compare per-user values of two models, trained with the same S seeds and evaluated on the same U users.
 
+    A seed may have some of the users only: the values of the others are NaN in both arrays. A seed without any user is
+    left out. Seeds with users of their own give wider intervals than needed: the chance of users counts twice.
+
     The bootstrap (Efron & Tibshirani 1993, ch. 13 and 16) samples users with replacement and, independently, seeds with
     replacement, so that both sources of chance count. p is twice the smaller share of resampled differences beyond 0;
     the observed difference counts as one of them.
 
     Raises:
-        ValueError: the shapes differ, or the arrays are empty.
+        ValueError: the shapes or the places of NaN differ, or there is no value.
     """
-    if variant.shape != baseline.shape or variant.size == 0:
+    known = ~np.isnan(baseline)
+    if not np.array_equal(known, ~np.isnan(variant)) or not known.any():
         raise ValueError(f"both need the same seeds and users, have shapes {variant.shape} and {baseline.shape}")
-    difference = variant - baseline
+    used = known.any(axis=1)
+    variant, baseline, known = variant[used], baseline[used], known[used]
+    difference = np.where(known, variant - baseline, 0.0)
     seeds, users = difference.shape
     random = np.random.default_rng(seed)
     seed_shares = random.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # [R, S]
@@ -45,16 +51,16 @@ def compare_paired(
         part = slice(start, min(start + chunk, resamples))
         # For many users, Poisson(1) counts divided by their sum approximate the multinomial, and are much faster.
         counts = random.poisson(1.0, (part.stop - part.start, users))
-        per_seed = counts @ difference.T / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # [R', S]
+        per_seed = counts @ difference.T / np.maximum(counts @ known.T, 1)  # [R', S]
         means[part] = (per_seed * seed_shares[part]).sum(axis=1)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(
-        float(difference.mean()),
+        float((difference.sum(axis=1) / known.sum(axis=1)).mean()),
         float(low),
         float(high),
         float(min(1.0, 2 * (beyond + 1) / (resamples + 1))),
-        paired_t_test(variant.mean(axis=1), baseline.mean(axis=1)),
+        paired_t_test(np.nanmean(variant, axis=1), np.nanmean(baseline, axis=1)),
     )
 
 

@@ -30,7 +30,7 @@ from eimf.config.load import (
     resolve,
     to_yaml,
 )
-from eimf.config.schema import Config
+from eimf.config.schema import Config, SplitConfig
 from eimf.core.errors import ArtifactError, ConfigError
 from eimf.core.files import is_locked, make_folder, write_text_atomic
 from eimf.core.options import nearest
@@ -44,7 +44,9 @@ from eimf.runs.provenance import code_digest, input_digests, label_digest, run_k
 log = logging.getLogger(__name__)
 
 
-KEYS = ("suite", "question", "baseline", "seeds", "metrics", "settings", "variants")
+KEYS = ("suite", "question", "baseline", "seeds", "resplit", "metrics", "settings", "variants")
+OPTIONS = ("suite", "baseline", "seeds", "resplit", "only")
+"""What an override can change besides settings."""
 
 
 COMMON = "settings"
@@ -61,6 +63,8 @@ class Suite:
     baseline: str
     """The variant that the others are compared with."""
     seeds: tuple[int, ...]
+    resplit: bool
+    """Whether each seed also has its own training, validation and test users (`split.seed` is the seed)."""
     metrics: tuple[str, ...]
     """Metric keys of the table, such as `recall@20`; empty: recall, NDCG and hit rate at all cut-offs."""
     variants: dict[str, list[Config]]
@@ -122,7 +126,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     Args:
         path: a file, or the name of one in experiments/suites.
         overrides: settings for all variants, such as `dataset=toys trainer.max_epochs=5`; also `seeds=[0,1]`,
-            `only=[VARIANT,VARIANT]`, `suite=NAME` and `baseline=VARIANT`.
+            `only=[VARIANT,VARIANT]`, `resplit=true`, `suite=NAME` and `baseline=VARIANT`.
 
     Raises:
         ConfigError: names the file, the key, the value and the fix.
@@ -143,23 +147,23 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     if not isinstance(variants, Mapping) or not variants:
         raise ConfigError(f"{path}: variants: must map names to settings, is {variants!r}.")
     common = _mapping(values.get("settings"), f"{path}: settings")
-    seeds = _seeds(values.get("seeds", [0]), overrides, path)
-    for text in overrides:  # the same suite with other settings needs its own folder
-        name = text.removeprefix("suite=") if text.startswith("suite=") else name
-    chosen = [text.removeprefix("baseline=") for text in overrides if text.startswith("baseline=")]
-    settings = {variant: _mapping(given, f"{path}: variants.{variant}") for variant, given in variants.items()}
+    given = _options(overrides)
+    seeds = _seeds(values.get("seeds", [0]), given.get("seeds"), path)
+    name = given.get("suite", name)  # the same suite with other settings needs its own folder
+    resplit = _switch(given.get("resplit", values.get("resplit", False)), f"{path}: resplit")
+    settings = {variant: _mapping(own, f"{path}: variants.{variant}") for variant, own in variants.items()}
     labels = {
         str(variant): _label(own.pop("label"), f"{path}: variants.{variant}")
         for variant, own in settings.items()
         if own.get("label") is not None
     }
     _check_used(path, [_layers(common, own, []) for own in settings.values()])
-    settings = _only(settings, overrides, path)
-    overrides = [text for text in overrides if not text.startswith(("seeds=", "only=", "suite=", "baseline="))]
+    settings = _only(settings, given.get("only"), path)
+    overrides = [text for text in overrides if text.partition("=")[0] not in OPTIONS]
     check_component(name, f"{path}: suite")
     for variant in settings:
         check_component(str(variant), f"{path}: variants")
-    baseline = chosen[-1] if chosen else str(values.get("baseline", next(iter(settings))))
+    baseline = given.get("baseline", str(values.get("baseline", next(iter(settings)))))
     if baseline not in settings:
         raise ConfigError(f"{path}: baseline: {baseline!r} is not a variant here; choose one of {', '.join(settings)}.")
     configs_of: dict[str, list[Config]] = {}
@@ -172,9 +176,17 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
             raise ConfigError(f"{path}: variants.{variant}: {error}") from None
         root = str(Path(config.logger.root) / f"{config.dataset.name}-{name}")
         configs_of[str(variant)] = [
-            replace(config, seed=seed, experiment=f"{variant}-seed{seed}", logger=replace(config.logger, root=root))
+            replace(
+                config,
+                seed=seed,
+                split=replace(config.split, seed=seed) if resplit else config.split,
+                experiment=f"{variant}-seed{seed}",
+                logger=replace(config.logger, root=root),
+            )
             for seed in seeds
         ]
+        if resplit:
+            _check_resplit(config.split, f"{path}: variants.{variant}")
     if overrides:
         _check_used(path, layers_of)
     first = configs_of[baseline][0]
@@ -188,7 +200,7 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
     known = [*first.metric_keys, AGREEMENT]  # empty without eval.labels
     if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in known]:
         raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
-    return Suite(name, str(values.get("question", "")), baseline, seeds, metrics, configs_of, labels)
+    return Suite(name, str(values.get("question", "")), baseline, seeds, resplit, metrics, configs_of, labels)
 
 
 def _layers(common: Mapping[str, Any], own: Mapping[str, Any], overrides: Sequence[str]) -> list[Layer]:
@@ -248,10 +260,15 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _only(variants: Mapping[Any, Any], overrides: Sequence[str], path: str | os.PathLike[str]) -> dict[Any, Any]:
+def _options(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides that are no settings (`OPTIONS`), as text."""
+    pairs = [(key, value) for key, _, value in (text.partition("=") for text in overrides)]
+    return {key: value for key, value in pairs if key in OPTIONS}
+
+
+def _only(variants: Mapping[Any, Any], given: str | None, path: str | os.PathLike[str]) -> dict[Any, Any]:
     """The variants that `only=` names, in the suite's order; all without it."""
-    chosen = [text[5:].strip("[]").split(",") for text in overrides if text.startswith("only=")]
-    wanted = [name.strip() for name in chosen[-1]] if chosen else list(map(str, variants))
+    wanted = [name.strip() for name in given.strip("[]").split(",")] if given is not None else list(map(str, variants))
     if unknown := [name for name in wanted if name not in map(str, variants)]:
         raise ConfigError(
             f"{path}: only: {unknown[0]!r} is not a variant{nearest(unknown[0], list(map(str, variants)))}; choose of "
@@ -260,14 +277,33 @@ def _only(variants: Mapping[Any, Any], overrides: Sequence[str], path: str | os.
     return {name: settings for name, settings in variants.items() if str(name) in wanted}
 
 
-def _seeds(value: Any, overrides: Sequence[str], path: str | os.PathLike[str]) -> tuple[int, ...]:
-    for text in overrides:
-        if text.startswith("seeds="):
-            value = [int(part) if part.strip().isdigit() else part for part in text[6:].strip("[]").split(",")]
+def _seeds(value: Any, given: str | None, path: str | os.PathLike[str]) -> tuple[int, ...]:
+    if given is not None:
+        value = [int(part) if part.strip().isdigit() else part for part in given.strip("[]").split(",")]
     correct = isinstance(value, list) and bool(value) and all(type(seed) is int and seed >= 0 for seed in value)
     if not correct or len(set(value)) != len(value):
         raise ConfigError(f"{path}: seeds: must be a list of different whole numbers from 0, is {value!r}.")
     return tuple(value)
+
+
+def _switch(value: Any, where: str) -> bool:
+    named = {"true": True, "false": False}
+    if not isinstance(value, bool) and value not in named:
+        raise ConfigError(f"{where}: must be true or false, is {value!r}.")
+    return named.get(value, value)
+
+
+def _check_resplit(split: SplitConfig, where: str) -> None:
+    """Refuse to give each seed its own users where the split does not shuffle users."""
+    if split.kind != "user":
+        raise ConfigError(
+            f"{where}: split.kind: is {split.kind!r}, and resplit=true shuffles users anew for each seed; use "
+            "split.kind=user, or leave resplit out."
+        )
+    if split.seed != SplitConfig().seed:
+        raise ConfigError(
+            f"{where}: split.seed: is {split.seed}, and resplit=true sets it to each seed; leave one of them out."
+        )
 
 
 def plan(suite: Suite, any_code: bool = False) -> list[Planned]:
