@@ -88,6 +88,26 @@ def test_results_depend_on_neither_batches_nor_other_cut_offs() -> None:
     assert deeper.rankings.filter(deeper.rankings["rank"] <= 10).equals(whole.rankings)
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_categories_of_targets_that_are_hit(filtered: bool) -> None:
+    users, items = vectors()
+    targets, seen = lists(6, 1), lists(7, 2)
+    seen = [sorted(set(own) - set(wanted)) for own, wanted in zip(seen, targets, strict=True)]
+    categories = torch.arange(ITEMS + 1) % 4  # one of them is 0: unknown
+    options = {"seen": seen if filtered else None, "categories": categories, "batch_size": 5}
+    found = evaluate(users, items, targets, k=(5, 20), **options)
+    for k in (5, 20):
+        wanted = []
+        for row, listed in enumerate(best(users, items, seen if filtered else [[]] * USERS, k)):
+            kinds = {int(categories[item]) for item in targets[row]}
+            wanted.append(len({int(categories[item]) for item in set(listed) & set(targets[row])}) / len(kinds))
+        own = found.per_user.filter(metric="category_recall", k=k)
+        assert own["value"].to_list() == pytest.approx(wanted)
+        assert found.summary[f"category_recall@{k}"] == pytest.approx(sum(wanted) / USERS)
+        assert found.summary[f"category_recall@{k}"] > 0
+    assert "category_recall@5" not in evaluate(users, items, targets, k=(5,)).summary
+
+
 def test_rows_of_nobody_are_left_out() -> None:
     users, items = vectors()
     targets, seen = Ragged.of(lists(4, 1)), Ragged.of(lists(7, 2))

@@ -21,10 +21,12 @@ from eimf.config.components import METRICS
 from eimf.core.errors import DataError
 from eimf.data.batch import Ragged
 from eimf.evaluation.metrics import (
+    CATEGORY_RECALL,
     Exposure,
     RankingMetric,
     UserMean,
     category_diversity,
+    category_recall,
     find_hits,
     interest_cosine,
     interests_used,
@@ -61,6 +63,8 @@ class _Part(NamedTuple):
 
     user: Int[np.ndarray, " B"]
     tied: Bool[np.ndarray, " B"]
+    keys: list[tuple[str, int]]
+    """Name and cut-off of each metric."""
     values: Float[np.ndarray, "M B"]
     """All metrics of all users."""
     items: Int[np.ndarray, "B N"]
@@ -79,7 +83,7 @@ class Evaluator:
         index, search: see `eimf.evaluation.retrieval.ItemIndex`.
         diversity_lambdas: weights of ComiRec's controllable aggregation to report.
         item_counts: occurrences of each item in the training interactions, for novelty.
-        categories: number of each item's category, 0 where unknown, for diversity.
+        categories: number of each item's category, 0 where unknown, for diversity and `category_recall`.
         full: also compute exposure, diversity, use of interests, and the values of every user. If false, only the
             ranking metrics.
         device: device of the sums.
@@ -161,11 +165,12 @@ class Evaluator:
         self._add_trade_off(candidates, ranked, targets, n_targets)
         if vectors.shape[1] > 1:
             self._add_proportional(vectors, targets, n_targets, seen)
-        values |= raw
-        stacked = torch.stack([values[key] for key in sorted(values)]).numpy()
+        values |= raw | self._add_category_recall(ranked, hits, targets)
+        keys = sorted(values)
+        stacked = torch.stack([values[key] for key in keys]).numpy()
         # Items and interests as int32: half the memory.
         lists = (ranked.items.int().numpy(), ranked.scores.numpy(), ranked.interest.int().numpy())
-        self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), stacked, *lists))
+        self._parts.append(_Part(user_idx.cpu().numpy(), tied.numpy(), keys, stacked, *lists))
 
     def _mean(self, key: str, values: Tensor) -> None:
         """Add values of users to the mean with this key."""
@@ -180,6 +185,17 @@ class Evaluator:
         for (name, k), value in values.items():
             self._mean(f"{name}@{k}", value)
         return values
+
+    def _add_category_recall(
+        self, ranked: Retrieved, hits: Bool[Tensor, "B N"], targets: Ragged
+    ) -> dict[tuple[str, int], Tensor]:
+        """The share of the categories of a user's targets that are hit, if categories are known."""
+        if self.categories is None:
+            return {}
+        values = {k: category_recall(ranked.items, hits, targets, self.categories, k) for k in self.cutoffs}
+        for k, value in values.items():
+            self._mean(f"{CATEGORY_RECALL}@{k}", value)
+        return {(CATEGORY_RECALL, k): value for k, value in values.items()}
 
     def _add_lists(self, vectors: Float[Tensor, "B K D"], ranked: Retrieved, hits: Bool[Tensor, "B N"]) -> None:
         """Add how the lists spread over the catalogue and over the interests."""
@@ -271,8 +287,6 @@ class Evaluator:
         """Tables of the values and lists of all users, in the order of their numbers."""
         order = np.argsort(whole.user, kind="stable")
         user, tied, items = whole.user[order].astype(np.int32), whole.tied[order], whole.items[order]
-        raw = [(f"raw/{name}", k) for name, k in self.keys] if len(whole.values) > len(self.keys) else []
-        keys = sorted([*self.keys, *raw])
         per_user = [
             polars.DataFrame({"user_idx": user, "value": values[order], "tied": tied}).select(
                 "user_idx",
@@ -281,7 +295,7 @@ class Evaluator:
                 "value",
                 "tied",
             )
-            for (name, k), values in zip(keys, whole.values, strict=True)
+            for (name, k), values in zip(whole.keys, whole.values, strict=True)
         ]
         rankings = polars.DataFrame(
             {
@@ -397,10 +411,9 @@ def _gather(parts: list[_Part]) -> _Part:
     def join(some: Sequence[_Part]) -> _Part | None:
         if not some:
             return None
-        user, tied, values, *lists = zip(*some, strict=True)
-        return _Part(
-            np.concatenate(user), np.concatenate(tied), np.concatenate(values, axis=1), *map(np.concatenate, lists)
-        )
+        user, tied, keys, values, *lists = zip(*some, strict=True)
+        joined = np.concatenate(values, axis=1)
+        return _Part(np.concatenate(user), np.concatenate(tied), keys[0], joined, *map(np.concatenate, lists))
 
     whole = join([part for part in _all_gather(join(parts)) if part is not None])
     if whole is None:

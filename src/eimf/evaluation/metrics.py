@@ -19,6 +19,9 @@ from eimf.evaluation.retrieval import is_member
 
 Values = Float[Tensor, " B"]
 
+CATEGORY_RECALL = "category_recall"
+"""Key of `category_recall`, which needs the items' categories; all other metrics of users are in `METRICS`."""
+
 
 def find_hits(ranked: Int[Tensor, "B N"], targets: Ragged) -> tuple[Bool[Tensor, "B N"], Int[Tensor, " B"]]:
     """Which ranked items are targets, and how many distinct targets each user has.
@@ -226,6 +229,34 @@ def interests_used(interest: Int[Tensor, "B N"], listed: Bool[Tensor, "B N"], n_
     share.scatter_add_(1, interest, listed.double())
     share = share / share.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.special.entr(share).sum(dim=1).exp()
+
+
+def category_recall(
+    ranked: Int[Tensor, "B N"],
+    hits: Bool[Tensor, "B N"],
+    targets: Ragged,
+    categories: Int[Tensor, " I_plus_1"],
+    k: int,
+) -> Values:
+    """Share of the categories of a user's targets that a hit among the first k belongs to.
+
+    It tells lists that hit several interests from lists that hit one of them several times (subtopic recall, Zhai et
+    al., SIGIR 2003, with only the targets relevant).
+
+    Args:
+        categories: number of each item's category; all items with 0, unknown, count as one category.
+
+    >>> ranked, categories = torch.tensor([[1, 2, 3]]), torch.tensor([0, 7, 7, 8])
+    >>> category_recall(ranked, torch.tensor([[True, True, False]]), Ragged.of([[1, 2, 3]]), categories, k=3)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    row, rank = hits[:, :k].nonzero(as_tuple=True)
+
+    def count(users: Int[Tensor, " P"], items: Int[Tensor, " P"]) -> Int[Tensor, " B"]:
+        distinct = torch.stack([users, categories[items]]).unique(dim=1)[0] if len(users) else users
+        return torch.bincount(distinct, minlength=len(ranked))
+
+    return count(row, ranked[row, rank]).double() / count(targets.owners, targets.values)
 
 
 def category_diversity(kinds: Int[Tensor, "B N"], listed: Bool[Tensor, "B N"]) -> Values:

@@ -37,6 +37,7 @@ from eimf.core.options import nearest
 from eimf.data.prepare import prepare
 from eimf.data.prepared import Prepared
 from eimf.evaluation.agreement import METRIC as AGREEMENT
+from eimf.evaluation.metrics import CATEGORY_RECALL
 from eimf.labels.source import label_source
 from eimf.runs.folder import LAST, LOCK, RESULTS, RUN, read_run
 from eimf.runs.provenance import code_digest, input_digests, label_digest, run_key
@@ -197,7 +198,8 @@ def read_suite(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
                 "user by user, so give a suite for each."
             )
     metrics = tuple(map(str, values.get("metrics") or _metrics(first)))
-    known = [*first.metric_keys, AGREEMENT]  # empty without eval.labels
+    # Without categories or without eval.labels, the last two are empty.
+    known = [*first.metric_keys, *(f"{CATEGORY_RECALL}@{k}" for k in first.cutoffs), AGREEMENT]
     if wrong := [metric for metric in metrics if metric.removeprefix("raw/") not in known]:
         raise ConfigError(f"{path}: metrics: {wrong[0]!r} is not computed; choose of {', '.join(sorted(known))}.")
     return Suite(name, str(values.get("question", "")), baseline, seeds, resplit, metrics, configs_of, labels)
