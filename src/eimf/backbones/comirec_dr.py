@@ -28,6 +28,8 @@ class ComiRecDR(Backbone):
     """Every item votes for every interest through a linear map; routing logits start at zero.
 
     Deviation: positions count back from the most recent item (see ComiRec-SA).
+
+    Interests are shorter than 1: give the loss a temperature below 1, as the experiment files do (0.2).
     """
 
     Config = ComiRecDRConfig

@@ -17,7 +17,7 @@ from tests.benchmarks.peers import protocol
 SAMPLED = ["loss.name=sampled_softmax", f"loss.n_negatives={protocol.NEGATIVES}", "data.sampling=every_position"]
 FAMILIES = {
     "comirec_sa": SAMPLED,
-    "mind": SAMPLED,
+    "mind": [*SAMPLED, "presets=mind_published"],  # the form that the peer has
     "sasrec": ["loss.name=full_softmax", "data.sampling=every_position", "split.kind=loo"],
     # A user has eight targets: with an eighth of the rows a step trains on as many targets as the peer's.
     "sasrec_sequence": [
