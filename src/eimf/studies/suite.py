@@ -289,10 +289,11 @@ def _seeds(value: Any, given: str | None, path: str | os.PathLike[str]) -> tuple
 
 
 def _switch(value: Any, where: str) -> bool:
-    named = {"true": True, "false": False}
-    if not isinstance(value, bool) and value not in named:
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
         raise ConfigError(f"{where}: must be true or false, is {value!r}.")
-    return named.get(value, value)
+    return value == "true"
 
 
 def _check_resplit(split: SplitConfig, where: str) -> None:
