@@ -175,17 +175,10 @@ def test_seeds_with_users_of_their_own(tmp_path: Path) -> None:
     mean = float(np.mean([values.mean() for values in base.values()]))
     assert cell.lift == pytest.approx(0.1 / mean)
     assert cell.significant
-    # Groups of each seed's own users: in seed 2 nobody is in level a.
-    groups = {
-        seed: polars.DataFrame(
-            {
-                "user_idx": polars.Series(range(100 * seed, 100 * seed + 200), dtype=polars.Int32),
-                "group": "half",
-                "level": ["a" if user < 200 else "b" for user in range(100 * seed, 100 * seed + 200)],
-            }
-        )
-        for seed in base
-    }
+    # A group has its users of all seeds; in seed 2 nobody is in level a.
+    users = polars.Series("user_idx", range(400), dtype=polars.Int32)
+    levels = ["a" if user < 200 else "b" for user in range(400)]
+    groups = polars.DataFrame({"user_idx": users, "group": "half", "level": levels})
     found = compare_groups(runs, "base", "recall@20", groups, resamples=500)
     assert [(one.level, one.users) for one in found] == [("a", 200), ("b", 200)]
     assert found[0].baseline == pytest.approx((base[0].mean() + base[1][:100].mean()) / 2)

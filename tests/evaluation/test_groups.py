@@ -10,6 +10,7 @@ from eimf.evaluation.groups import (
     TARGET_BREADTH,
     distance_to_labelled,
     group_users,
+    join_held_out,
 )
 
 
@@ -52,3 +53,16 @@ def test_distance_is_to_the_nearest() -> None:
     labelled = np.eye(3, dtype=np.float32)[:2]
     held = np.array([[1, 0, 0], [0, 0, 1], [0.6, 0.8, 0]], np.float32)
     np.testing.assert_allclose(distance_to_labelled(held, labelled), [0, 1, 0.2], atol=1e-6)
+
+
+def test_users_of_several_splits_are_joined() -> None:
+    sequences, held = held_out()
+
+    def some(rows: list[int]) -> Holdout:
+        return Holdout(held.user_idx[rows], held.start[rows], held.cut[rows], held.end[rows], held.tied[rows])
+
+    joined = join_held_out([some([2, 0]), some([1, 2])])
+    for name in ("user_idx", "start", "cut", "end", "tied"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(held, name))
+    counts = np.array([0, 9, 3, 2, 1])
+    assert group_users(sequences, joined, counts).equals(group_users(sequences, held, counts))

@@ -19,7 +19,6 @@ from eimf.core.errors import ArtifactError, ConfigError
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from eimf.config.schema import Config
     from eimf.studies.comparison import Comparison
     from eimf.studies.suite import Planned, Suite
 
@@ -152,18 +151,22 @@ def _show_groups(console: Console, suite: "Suite", runs: dict[str, dict[int, Pat
 
     from eimf.core.files import make_folder, write_text_atomic
     from eimf.data.prepare import prepare
+    from eimf.data.splits import split_sequences
+    from eimf.evaluation.groups import group_users, join_held_out
     from eimf.studies.comparison import compare_groups
     from eimf.training.build import build_data
     from eimf.training.evaluate import group_held_out
 
     prepared = prepare(suite.first.dataset, suite.first.data.root)
-
-    def groups_of(config: "Config") -> polars.DataFrame:
-        return group_held_out(config, build_data(config, prepared, labelled=False), comparison.part)
-
     variants = list(suite.variants.values())
     configs = next((each for each in variants if each[0].eimf.enabled), variants[0])  # with labels, if any variant has
-    groups = {config.seed: groups_of(config) for config in configs} if suite.resplit else groups_of(configs[0])
+    data = build_data(configs[0], prepared, labelled=False)
+    if suite.resplit:  # without nearness to labelled users, who are others in each split
+        splits = [split_sequences(prepared.sequences, config.split) for config in configs]
+        held = join_held_out([split.test if comparison.part == "test" else split.validation for split in splits])
+        groups = group_users(prepared.sequences, held, data.item_counts.numpy(), categories=prepared.categories)
+    else:
+        groups = group_held_out(configs[0], data, comparison.part)
     lifts = compare_groups(runs, suite.baseline, comparison.metrics[0], groups, comparison.part)
     columns = ("group", "level", "variant", "users", "baseline", "lift", "95% interval")
     rows = [

@@ -1,5 +1,7 @@
 """Groups held-out users by history, by popularity and breadth of their targets, and by distance to labelled users."""
 
+from collections.abc import Sequence
+
 import faiss
 import numpy as np
 import polars
@@ -42,6 +44,15 @@ def group_users(
         levels[NEARNESS] = np.where(distance <= np.median(distance), "near", "far")
     parts = [polars.DataFrame({"user_idx": user, "group": name, "level": level}) for name, level in levels.items()]
     return polars.concat(parts)
+
+
+def join_held_out(parts: Sequence[Holdout]) -> Holdout:
+    """The users of several user splits, each once. What such a split holds out of a user depends on the user alone."""
+    columns = [
+        np.concatenate(of) for of in zip(*((p.user_idx, p.start, p.cut, p.end, p.tied) for p in parts), strict=True)
+    ]
+    _, first = np.unique(columns[0], return_index=True)
+    return Holdout(*(column[first] for column in columns))
 
 
 def place_of_level(level: str) -> int:

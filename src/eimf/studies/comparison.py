@@ -129,7 +129,7 @@ def compare(
     users = _read_all(runs, baseline, part)
     tests: dict[tuple[str, str], tuple[Difference, float]] = {}
     for metric in metrics:
-        for variant, _, _, ours, base in _pairs(users, baseline, metric):
+        for variant, _, ours, base in _pairs(users, baseline, metric):
             tests[variant, metric] = (compare_paired(ours, base, resamples), _mean(base))
     p = holm(np.array([test.p_bootstrap for test, _ in tests.values()]))
     p_seeds = holm(np.array([test.p_seeds for test, _ in tests.values()]))
@@ -194,7 +194,6 @@ class _Pair(NamedTuple):
     """A variant and the baseline in one metric; NaN where a seed has other users."""
 
     variant: str
-    seeds: list[int]
     users: Int[np.ndarray, " U"]
     ours: Float[np.ndarray, "S U"]
     base: Float[np.ndarray, "S U"]
@@ -208,7 +207,7 @@ def _pairs(users: Users, baseline: str, metric: str) -> Iterator[_Pair]:
         if variant != baseline and shared:
             everyone = np.unique(np.concatenate([first[seed][metric].users for seed in shared]))
             ours, base = (_in_rows([of[seed][metric] for seed in shared], everyone) for of in (by_seed, first))
-            yield _Pair(variant, shared, everyone, ours, base)
+            yield _Pair(variant, everyone, ours, base)
 
 
 def _in_rows(found: Sequence[UserValues], everyone: Int[np.ndarray, " U"]) -> Float[np.ndarray, "S U"]:
@@ -243,30 +242,25 @@ def compare_groups(
     runs: Mapping[str, Mapping[int, Path]],
     baseline: str,
     metric: str,
-    groups: polars.DataFrame | Mapping[int, polars.DataFrame],
+    groups: polars.DataFrame,
     part: str = "test",
     resamples: int = 10_000,
 ) -> list[GroupLift]:
     """Lifts in groups of users. They are exploratory: nothing is corrected for the number of groups.
 
     Args:
-        groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`; or one such table for each seed,
-            where the seeds have different users.
+        groups: `user_idx, group, level`, see `eimf.evaluation.groups.group_users`.
 
     Raises:
         ArtifactError: a run cannot be read.
     """
     users = _read_all(runs, baseline, part)
-    if isinstance(groups, polars.DataFrame):
-        groups = dict.fromkeys(users[baseline], groups)
-    rows = polars.concat([table.with_columns(seed=polars.lit(seed, polars.Int64)) for seed, table in groups.items()])
-    rows = rows.sort("group", polars.col("level").map_elements(place_of_level, polars.Int64), maintain_order=True)
+    groups = groups.sort("group", polars.col("level").map_elements(place_of_level, polars.Int64), maintain_order=True)
     lifts = []
-    for (group, level), members in rows.partition_by("group", "level", as_dict=True, maintain_order=True).items():
-        inside = {seed: members.filter(seed=seed)["user_idx"].to_numpy() for seed in groups}
-        for variant, seeds, everyone, ours, base in _pairs(users, baseline, metric):
-            left_out = ~np.stack([np.isin(everyone, inside[seed]) for seed in seeds])
-            ours[left_out] = base[left_out] = np.nan
+    for (group, level), members in groups.partition_by("group", "level", as_dict=True, maintain_order=True).items():
+        for variant, everyone, ours, base in _pairs(users, baseline, metric):
+            left_out = ~np.isin(everyone, members["user_idx"].to_numpy())
+            ours[:, left_out] = base[:, left_out] = np.nan
             if np.isnan(base).all():
                 continue
             test, mean = compare_paired(ours, base, resamples), _mean(base)
