@@ -52,7 +52,8 @@ def join_held_out(parts: Sequence[Holdout]) -> Holdout:
         np.concatenate(of) for of in zip(*((p.user_idx, p.start, p.cut, p.end, p.tied) for p in parts), strict=True)
     ]
     _, first = np.unique(columns[0], return_index=True)
-    return Holdout(*(column[first] for column in columns))
+    user, start, cut, end, tied = (column[first] for column in columns)
+    return Holdout(user, start, cut, end, tied)
 
 
 def place_of_level(level: str) -> int:
