@@ -161,6 +161,12 @@ def test_runs_on_other_users_are_refused(runs: dict[str, dict[int, Path]], tmp_p
         compare("demo", runs, "base", ("recall@20",), resamples=200)
 
 
+def test_values_that_are_no_numbers_are_refused(runs: dict[str, dict[int, Path]], tmp_path: Path) -> None:
+    runs["broken"] = {0: make_run(tmp_path / "broken", np.array([np.nan, *np.ones(299)]))}
+    with pytest.raises(ArtifactError, match=r"broken: metrics.parquet has values that are no finite numbers"):
+        compare("demo", runs, "base", ("recall@20",), resamples=200)
+
+
 def test_seeds_with_users_of_their_own(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     base = {seed: random.random(200) for seed in (0, 1, 2)}

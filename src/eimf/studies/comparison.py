@@ -91,11 +91,13 @@ def read_users(folder: Path, part: str) -> dict[str, UserValues]:
     """Per-user values of a run by metric key.
 
     Raises:
-        ArtifactError: the run has no metrics of that part.
+        ArtifactError: the run has no metrics of that part, or one that is no finite number.
     """
     frame = read_frame(folder / "metrics.parquet").filter(part=part)
     if frame.is_empty():
         raise ArtifactError(f"{folder}: has no results of the {part} users; train it with eval.test=true.")
+    if not frame["value"].is_finite().all():
+        raise ArtifactError(f"{folder}: metrics.parquet has values that are no finite numbers; evaluate the run again.")
     groups = frame.sort("user_idx").partition_by("metric", "k", as_dict=True)
     return {
         f"{metric}@{k}" if k else str(metric): UserValues(group["user_idx"].to_numpy(), group["value"].to_numpy())
