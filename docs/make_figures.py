@@ -41,6 +41,8 @@ def draw_shops() -> None:
         cells = read(f"{shop}-explicit_interests")["cells"]
         for (metric, colour), offset in zip(METRICS.items(), (-0.17, 0.17), strict=True):
             for place, name in enumerate(NAMES):
+                if name not in cells:  # not run in this shop
+                    continue
                 cell = cells[name][metric]
                 low, mid, high = (100 * cell[key] for key in ("low", "lift", "high"))
                 face = colour if cell["p"] < 0.05 else "white"
